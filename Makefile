@@ -1,0 +1,51 @@
+# Abaca. `make` alone lists the targets.
+
+# Git may refuse a tree of another owner, and a build does not depend on it.
+VERSION := $(or $(shell git describe --tags --always --dirty 2>/dev/null),dev)
+RESTIC  := $(shell awk '$$1 == "github.com/restic/restic" {print $$2}' go.mod)
+IMAGE   ?= abaca:$(VERSION)
+DEMO    ?=
+
+export GOFLAGS := $(strip $(shell go env GOFLAGS 2>/dev/null) -buildvcs=false)
+export PATH := $(CURDIR)/bin:$(PATH)
+
+.PHONY: help build test demo bench lint image e2e
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: bin/abaca bin/restic ## build bin/abaca and the pinned bin/restic (2 CPU minutes, once)
+
+test: deps-test bin/restic ## run all tests with the race detector (root; installs what it needs)
+	@go build -o bin/report ./test/report
+	@bin/report -skips hack/skips.txt -limit $(or $(LIMIT),24m) -- -race -count=1 -p 2 -timeout 20m ./...
+
+demo: deps-demo build ## share, snapshot, backup, change, backup, restore, compare, on the Go source tree (root; DEMO="--keep")
+	@bin/abaca demo $(DEMO)
+
+bench: deps-demo build ## measure Abaca against plain restic, side by side (root; a while)
+	@go run ./test/bench
+
+lint: ## gofmt, go vet, staticcheck, go mod tidy: all clean
+	@hack/lint
+
+image: ## build the container image (docker or podman; IMAGE=name:tag)
+	@hack/image $(IMAGE) $(VERSION)
+
+e2e: deps-test bin/restic ## csi-sanity and the kill tests alone, in full words (root)
+	go test -count=1 -timeout 20m -v ./e2e/...
+
+.PHONY: deps-build deps-test deps-demo bin/abaca bin/restic
+deps-%:
+	@hack/deps $*
+
+bin/abaca: deps-build
+	@echo "building bin/abaca $(VERSION)"
+	@go build -ldflags '-X main.version=$(VERSION)' -o $@ ./cmd/abaca
+
+# The binary says itself which release it was built from, so that a new pin in
+# go.mod, and nothing else, rebuilds it.
+bin/restic: deps-build
+	@if ! go version -m $@ 2>/dev/null | grep -q 'github.com/restic/restic.$(RESTIC)\b'; then \
+		echo "building bin/restic $(RESTIC) (about 2 CPU minutes, once)"; \
+		go build -o $@.$$$$ github.com/restic/restic/cmd/restic && mv $@.$$$$ $@; \
+	fi

@@ -1,0 +1,96 @@
+// Abaca is a CSI driver for shared file systems with backup built in.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime"
+	"syscall"
+	"text/tabwriter"
+
+	"github.com/go-logr/logr"
+	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
+
+	"github.com/abaca-csi/abaca/pkg/csi"
+	"github.com/abaca-csi/abaca/pkg/restic"
+)
+
+// version is set when the program is built.
+var version = "dev"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if err := newCommand().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "abaca:", err)
+		os.Exit(1)
+	}
+}
+
+func newCommand() *cobra.Command {
+	var verbosity int
+	root := &cobra.Command{
+		Use:           "abaca",
+		Short:         "A CSI driver for shared file systems with backup built in",
+		SilenceErrors: true, SilenceUsage: true,
+		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
+			cmd.SetContext(klog.NewContext(cmd.Context(), setLogger(os.Stderr, verbosity)))
+		},
+	}
+	root.PersistentFlags().IntVarP(&verbosity, "verbosity", "v", 1, "how much to log: 1 what happens, 2 what is not done yet, 4 every request")
+	root.AddCommand(
+		newServeCommand("standalone", "Serve controller, node and movers behind one socket", true, true),
+		newServeCommand("controller", "Serve the controller, and run movers", true, false),
+		newServeCommand("node", "Serve the node", false, true),
+		newMoverCommand(), newDemoCommand(), newVersionCommand(),
+	)
+	return root
+}
+
+// setLogger makes one stream of JSON lines of what we, csi-lib-utils and
+// mount-utils log.
+func setLogger(w io.Writer, verbosity int) klog.Logger {
+	// logr's V-levels are slog's levels below zero.
+	handler := slog.NewJSONHandler(w, &slog.HandlerOptions{Level: slog.Level(-verbosity)})
+	log := logr.FromSlogHandler(handler)
+	klog.SetLogger(log)
+	return log
+}
+
+func newVersionCommand() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use: "version", Short: "Say what this is", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			v := []struct{ key, value string }{
+				{"driver", csi.DriverName}, {"version", version}, {"csi", "1.13.0"}, {"restic", restic.PinnedVersion},
+				{"go", runtime.Version()}, {"platform", runtime.GOOS + "/" + runtime.GOARCH},
+			}
+			switch output {
+			case "":
+				w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+				for _, kv := range v {
+					fmt.Fprintf(w, "%s\t%s\n", kv.key, kv.value)
+				}
+				return w.Flush()
+			case "json":
+				m := map[string]string{}
+				for _, kv := range v {
+					m[kv.key] = kv.value
+				}
+				e := json.NewEncoder(cmd.OutOrStdout())
+				e.SetIndent("", "  ")
+				return e.Encode(m)
+			}
+			return fmt.Errorf("output format %q is not known; it is json or nothing", output)
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "", "output format: json")
+	return cmd
+}

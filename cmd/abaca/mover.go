@@ -1,0 +1,27 @@
+package main
+
+import (
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/abaca-csi/abaca/pkg/backup/inprocess"
+)
+
+// newMoverCommand is what a runner starts for each backup and restore.
+func newMoverCommand() *cobra.Command {
+	var a inprocess.Args
+	cmd := &cobra.Command{
+		Use: "mover", Short: "Carry one snapshot to a repository, or a backup into a share (started by the controller)", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return inprocess.Move(cmd.Context(), a, time.Now)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&a.Record, "record", "", "the directory with the mover's record")
+	f.StringVar(&a.Repository, "repository", "", "the folder with the repository's configuration")
+	f.StringVar(&a.Restic, "restic", "restic", "the restic program")
+	f.StringVar(&a.Cache, "cache", "", "the directory for restic's cache")
+	must(cmd, "record", "repository", "cache")
+	return cmd
+}

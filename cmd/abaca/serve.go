@@ -1,0 +1,221 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/kubernetes-csi/csi-lib-utils/metrics"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
+
+	"github.com/abaca-csi/abaca/pkg/backend"
+	"github.com/abaca-csi/abaca/pkg/backend/local"
+	"github.com/abaca-csi/abaca/pkg/backup"
+	"github.com/abaca-csi/abaca/pkg/backup/inprocess"
+	"github.com/abaca-csi/abaca/pkg/csi"
+	"github.com/abaca-csi/abaca/pkg/mount"
+	"github.com/abaca-csi/abaca/pkg/restic"
+)
+
+// serveGrace is how long requests in hand may take to finish after SIGTERM. A
+// mover needs none: it goes on, and the next controller finds it.
+const serveGrace = 10 * time.Second
+
+// serveOptions are the flags of controller, node and standalone.
+type serveOptions struct {
+	controller, node bool
+
+	endpoint, httpEndpoint string
+	config, repositories   string
+	nodeID, stateDir       string
+	restic                 string
+	anyRestic              bool
+}
+
+func newServeCommand(name, short string, controller, node bool) *cobra.Command {
+	o := serveOptions{controller: controller, node: node}
+	cmd := &cobra.Command{Use: name, Short: short, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		return o.run(cmd.Context())
+	}}
+	f := cmd.Flags()
+	f.StringVar(&o.endpoint, "endpoint", "", "where the CSI services listen: unix:///path (required)")
+	f.StringVar(&o.httpEndpoint, "http-endpoint", "", "where /metrics, /healthz and /status listen, such as :9090; empty for nowhere")
+	f.StringVar(&o.config, "config", "", "the file with the backends (required)")
+	f.StringVar(&o.nodeID, "node-id", "", "the name of this node")
+	must(cmd, "endpoint", "config", "node-id")
+	if controller {
+		f.StringVar(&o.repositories, "repositories", "", "the directory with one folder for each restic repository; empty for no backups")
+		f.StringVar(&o.stateDir, "state-dir", "", "where the records of movers are kept (default: state below the path of the first local backend)")
+		f.StringVar(&o.restic, "restic", defaultRestic(), "the restic program")
+		f.BoolVar(&o.anyRestic, "any-restic-version", false, "use the restic program even if it is not version "+restic.PinnedVersion)
+	}
+	return cmd
+}
+
+func must(cmd *cobra.Command, flags ...string) {
+	for _, f := range flags {
+		if err := cmd.MarkFlagRequired(f); err != nil {
+			panic(err)
+		}
+	}
+}
+
+// defaultRestic is the restic beside this program, or else the one in PATH.
+func defaultRestic() string {
+	if self, err := os.Executable(); err == nil {
+		if beside := filepath.Join(filepath.Dir(self), "restic"); exists(beside) {
+			return beside
+		}
+	}
+	return "restic"
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+func (o serveOptions) run(ctx context.Context) error {
+	c, err := loadConfig(o.config)
+	if err != nil {
+		return err
+	}
+	driver := &csi.Driver{
+		Version: version, Controller: o.controller, Node: o.node, NodeID: o.nodeID,
+		Backends: map[string]backend.Backend{}, DefaultBackend: c.Backends[0].Name,
+		Mounts: mount.New(), Metrics: metrics.NewCSIMetricsManagerForPlugin(csi.DriverName), Now: time.Now,
+	}
+	for _, b := range c.Backends {
+		opened, err := local.Open(ctx, local.Options{Path: b.Local.Path, Size: b.Local.Size, Node: o.nodeID})
+		if err != nil {
+			return fmt.Errorf("backend %q: %w", b.Name, err)
+		}
+		defer opened.Close()
+		driver.Backends[b.Name] = opened
+	}
+	if o.repositories != "" {
+		if driver.Backups, err = o.engine(ctx, c, driver.Backends); err != nil {
+			return err
+		}
+	}
+	listener, err := listen(ctx, o.endpoint)
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+
+	// What runs beside the server ends with it, whichever ends first.
+	ctx, cancel := context.WithCancel(ctx)
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	defer cancel()
+	if driver.Backups != nil {
+		beside.Go(func() { driver.Backups.Run(ctx) })
+	}
+	if o.httpEndpoint != "" {
+		web, err := net.Listen("tcp", o.httpEndpoint)
+		if err != nil {
+			return fmt.Errorf("http endpoint: %w", err)
+		}
+		server := &http.Server{Handler: handler(driver), ReadHeaderTimeout: 10 * time.Second}
+		beside.Go(func() { _ = server.Serve(web) })
+		context.AfterFunc(ctx, func() { server.Close() })
+	}
+	klog.FromContext(ctx).Info("Serving", "endpoint", o.endpoint, "version", version, "node", o.nodeID, "httpEndpoint", o.httpEndpoint)
+	err = driver.Serve(ctx, listener, serveGrace)
+	klog.FromContext(ctx).Info("Ended")
+	return err
+}
+
+// engine sets the backups up: repositories from a directory, movers as child
+// processes of this program.
+func (o serveOptions) engine(ctx context.Context, c *config, backends map[string]backend.Backend) (*backup.Engine, error) {
+	program, err := exec.LookPath(o.restic)
+	if err != nil {
+		return nil, fmt.Errorf("the restic program: %w; `make build` makes the right one, the flag --restic names another", err)
+	}
+	if program, err = filepath.Abs(program); err != nil {
+		return nil, err
+	}
+	if !o.anyRestic {
+		if err := restic.CheckVersion(ctx, program); err != nil {
+			return nil, fmt.Errorf("%w (--any-restic-version uses it all the same)", err)
+		}
+	}
+	if info, err := os.Stat(o.repositories); err != nil || !info.IsDir() {
+		return nil, fmt.Errorf("--repositories %s is not a directory", o.repositories)
+	}
+	state := o.stateDir
+	if state == "" {
+		state = filepath.Join(c.Backends[0].Local.Path, "state")
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	repositories := backup.Directory{Path: o.repositories, Program: program, CacheDir: filepath.Join(state, "cache")}
+	for _, dir := range []string{repositories.CacheDir, filepath.Join(state, "movers")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	return &backup.Engine{
+		Backends: backends, Repositories: repositories, Now: time.Now, Tick: time.Second,
+		Runner: &inprocess.Runner{Dir: filepath.Join(state, "movers"), Repositories: repositories, Now: time.Now,
+			Command: []string{self, "mover"}},
+	}, nil
+}
+
+// listen opens a unix socket, in the place of one that nobody serves any more.
+func listen(ctx context.Context, endpoint string) (net.Listener, error) {
+	path, ok := strings.CutPrefix(endpoint, "unix://")
+	if !ok || !filepath.IsAbs(path) {
+		return nil, fmt.Errorf("endpoint %q must be unix:// and an absolute path", endpoint)
+	}
+	if info, err := os.Lstat(path); err == nil {
+		if info.Mode().Type() != fs.ModeSocket {
+			return nil, fmt.Errorf("endpoint %s is there and is not a socket", path)
+		}
+		if conn, err := new(net.Dialer).DialContext(ctx, "unix", path); err == nil {
+			conn.Close()
+			return nil, fmt.Errorf("endpoint %s is served by another process", path)
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, err
+	}
+	// Whoever can connect can have any volume.
+	return l, os.Chmod(path, 0o600)
+}
+
+// handler serves what is for people and their tools: metrics, health, status.
+func handler(d *csi.Driver) http.Handler {
+	mux := http.NewServeMux()
+	if d.Backups != nil {
+		registry := prometheus.NewRegistry()
+		registry.MustRegister(d.Backups)
+		d.Metrics.WithAdditionalRegistry(registry)
+		mux.HandleFunc("GET /status", statusOf(d.Backups))
+	}
+	d.Metrics.RegisterToServer(mux, "/metrics")
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	return mux
+}

@@ -1,0 +1,88 @@
+package backendtest
+
+import (
+	"strings"
+
+	"github.com/abaca-csi/abaca/pkg/backend"
+)
+
+// testExport: a consumer holds one target, and every call finds that.
+func testExport(s *suite) {
+	share, other := s.share("data"), s.share("other")
+	first := s.export(ofShare(share), "one")
+	if first.Target != ofShare(share) || first.Consumer != "one" {
+		s.Errorf("got %+v, want an export of %s to one", first, share.ID)
+	}
+	for _, b := range []backend.Backend{s.b, s.open()} {
+		again, err := b.Export(s.ctx, ofShare(share), "one")
+		s.ok(err)
+		s.same("exported again", again, first)
+	}
+	longest := s.export(ofShare(share), strings.Repeat("a-0", 21)+"z")
+	s.same("all exports", s.state(s.open()).Exports, []*backend.Export{longest, first})
+
+	for _, consumer := range []string{"", "A", "a/b", "..", "a b", "a\n", "a\x00", "é", "a_b", strings.Repeat("a", 65)} {
+		s.is(errOf(s.b.Export(s.ctx, ofShare(share), consumer)), backend.ErrInvalid)
+		s.is(errOf(s.b.ExportOf(s.ctx, consumer)), backend.ErrNotFound)
+	}
+	for _, target := range []backend.Target{{}, {ShareID: share.ID, SnapshotID: share.ID}} {
+		s.is(errOf(s.b.Export(s.ctx, target, "two")), backend.ErrInvalid)
+	}
+
+	// Only the holder's own Unexport of this very target ends it.
+	s.is(errOf(s.b.Export(s.ctx, ofShare(other), "one")), backend.ErrConflict)
+	s.ok(s.b.Unexport(s.ctx, ofShare(other), "one"))
+	s.ok(s.b.Unexport(s.ctx, ofShare(share), "two"))
+	s.ok(s.b.Unexport(s.ctx, backend.Target{SnapshotID: share.ID}, "one"))
+	s.same("all exports", s.state(s.b).Exports, []*backend.Export{longest, first})
+	for range 2 {
+		s.ok(s.b.Unexport(s.ctx, ofShare(share), "one"))
+		s.same("what is left", s.state(s.open()).Exports, []*backend.Export{longest})
+		s.is(errOf(s.b.ExportOf(s.ctx, "one")), backend.ErrNotFound)
+	}
+	moved := s.export(ofShare(other), "one")
+
+	// DeleteShare ends the exports of this share, and no other's.
+	s.ok(s.b.DeleteShare(s.ctx, share.ID))
+	s.same("what is left", s.state(s.open()).Exports, []*backend.Export{moved})
+	s.is(errOf(s.b.ExportOf(s.ctx, longest.Consumer)), backend.ErrNotFound)
+	s.ok(s.b.Unexport(s.ctx, ofShare(share), longest.Consumer))
+	s.export(ofShare(other), longest.Consumer)
+	s.is(errOf(s.b.Export(s.ctx, ofShare(share), "two")), backend.ErrNotFound)
+}
+
+// testHold: a snapshot stays as long as anybody holds it.
+func testHold(s *suite) {
+	share := s.share("data")
+	s.needs(share.Can.MountSnapshot, "MountSnapshot")
+	snapshot, other := s.snapshot("cut", share), s.snapshot("other", share)
+	one := s.export(ofSnapshot(snapshot), "one")
+	two := s.export(ofSnapshot(snapshot), "two")
+	held := func() {
+		s.Helper()
+		s.is(s.b.DeleteSnapshot(s.ctx, snapshot.ID), backend.ErrInUse)
+		s.is(s.open().DeleteSnapshot(s.ctx, snapshot.ID), backend.ErrInUse)
+		s.ok(errOf(s.open().Snapshot(s.ctx, snapshot.ID)))
+	}
+	held()
+	s.same("all exports", s.state(s.open()).Exports, []*backend.Export{one, two})
+	s.same("exported again", s.export(ofSnapshot(snapshot), "one"), one)
+	s.is(errOf(s.b.Export(s.ctx, ofSnapshot(other), "one")), backend.ErrConflict)
+	s.is(errOf(s.b.Export(s.ctx, ofShare(share), "one")), backend.ErrConflict)
+
+	s.ok(s.b.DeleteShare(s.ctx, share.ID)) // neither held by the snapshot nor letting go of it
+	held()
+	s.ok(s.b.Unexport(s.ctx, ofSnapshot(snapshot), "three"))
+	s.ok(s.b.Unexport(s.ctx, ofSnapshot(other), "one"))
+	held()
+	for range 2 { // ending one hold twice does not end the other
+		s.ok(s.b.Unexport(s.ctx, ofSnapshot(snapshot), "one"))
+		held()
+	}
+	s.export(ofSnapshot(other), "one")
+	s.ok(s.b.Unexport(s.ctx, ofSnapshot(snapshot), "two"))
+	s.ok(s.open().DeleteSnapshot(s.ctx, snapshot.ID))
+	s.ok(s.b.Unexport(s.ctx, ofSnapshot(snapshot), "two"))
+	s.is(errOf(s.b.Export(s.ctx, ofSnapshot(snapshot), "two")), backend.ErrNotFound)
+	s.is(s.b.DeleteSnapshot(s.ctx, other.ID), backend.ErrInUse)
+}

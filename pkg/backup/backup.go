@@ -1,0 +1,100 @@
+// Package backup makes, finds, deletes and restores backups: images of share
+// snapshots in restic repositories, off the storage system.
+//
+// The truth about a finished backup is its repository, where it is found by
+// tag; the truth about one that is being made is the runner's durable record.
+// Nothing that matters is only in the memory of a controller, so one that was
+// killed finds every run again and finishes it.
+package backup
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/abaca-csi/abaca/pkg/mover"
+	"github.com/abaca-csi/abaca/pkg/restic"
+)
+
+// ErrFailed: the backup or restore has failed, and would fail again. The
+// sentinels of package backend classify all other errors.
+var ErrFailed = errors.New("failed for good")
+
+// Backup is an image of one share snapshot in a repository.
+type Backup struct {
+	// ID is unique within the repository: a digest of the CSI snapshot name.
+	ID         string
+	Repository string
+	Name       string // the CSI snapshot name
+	Volume     string // the handle of the volume that was backed up
+	Size       int64  // the size of the volume when it was cut, in bytes
+	// CreatedAt is when the storage system cut the snapshot, in whole seconds,
+	// which is what restic keeps.
+	CreatedAt time.Time
+	// Ready is false while a mover carries it, and for ever if it failed.
+	Ready bool
+	// Failure says why the last attempt failed; empty if none did.
+	Failure string
+}
+
+// Job is what a runner keeps about one mover: its task, and what the engine
+// holds for it on the storage system.
+type Job struct {
+	Task mover.Task `json:"task"`
+	// Backend and Snapshot name the temporary snapshot that a backup reads; the
+	// mover's export of it is held under Consumer.
+	Backend  string `json:"backend,omitempty"`
+	Snapshot string `json:"snapshot,omitempty"`
+	Consumer string `json:"consumer,omitempty"`
+	// Attempt counts the movers that were started for the job, from 1.
+	Attempt int `json:"attempt"`
+}
+
+// Phase is what a runner knows of a job.
+type Phase string
+
+const (
+	Running     Phase = "running"
+	Succeeded   Phase = "succeeded"
+	Failed      Phase = "failed"
+	Interrupted Phase = "interrupted" // the mover is gone and has said nothing
+)
+
+// Status is a job and how far it is.
+type Status struct {
+	Job      Job             `json:"job"`
+	Phase    Phase           `json:"phase"`
+	Progress restic.Progress `json:"progress"`
+	// Result is set when the job has succeeded or failed.
+	Result  mover.Result `json:"result"`
+	Started time.Time    `json:"started"`
+	Ended   time.Time    `json:"ended"` // zero while it runs
+}
+
+// Runner is where movers run. All methods are idempotent, survive kill -9 at
+// any point, and may be called by several processes over the same records: of
+// one job there is never more than one mover.
+type Runner interface {
+	// Start records the job and starts its mover. A job that runs or has
+	// succeeded is left alone; one that failed or was interrupted starts again.
+	Start(ctx context.Context, job Job) error
+	// Status returns one job. backend.ErrNotFound when there is no record.
+	Status(ctx context.Context, id string) (*Status, error)
+	// Jobs returns every job that there is a record of, ordered by id.
+	Jobs(ctx context.Context) ([]*Status, error)
+	// Stop ends the mover and waits until it is gone; the record stays. If the
+	// mover does not go before ctx ends it returns backend.ErrPending. What does
+	// not run is nil.
+	Stop(ctx context.Context, id string) error
+	// Remove is Stop, and drops the record. What has none is nil.
+	Remove(ctx context.Context, id string) error
+}
+
+// Repositories are the repositories that an administrator has set up.
+type Repositories interface {
+	// Names returns the names in a stable order.
+	Names(ctx context.Context) ([]string, error)
+	// Open returns backend.ErrNotFound for a name that is not there, with the
+	// names that are, and backend.ErrInvalid for a configuration that is wrong.
+	Open(ctx context.Context, name string) (restic.Client, error)
+}

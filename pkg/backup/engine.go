@@ -1,0 +1,707 @@
+package backup
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/abaca-csi/abaca/pkg/backend"
+	"github.com/abaca-csi/abaca/pkg/busy"
+	"github.com/abaca-csi/abaca/pkg/mount"
+	"github.com/abaca-csi/abaca/pkg/mover"
+	"github.com/abaca-csi/abaca/pkg/restic"
+)
+
+const (
+	// repositoryTimeout bounds what a controller itself asks of a repository:
+	// listings and single deletions.
+	repositoryTimeout = time.Minute
+	// lockWait is how long a deletion waits for the repository's lock. Longer
+	// waits are the caller's, who calls again.
+	lockWait = 10 * time.Second
+	// listingAge is how long a listing may answer for its repository. Whatever
+	// this process changes is seen at once; what others change, after this.
+	listingAge = 10 * time.Second
+	// backoffMin doubles with each failed attempt up to backoffMax.
+	backoffMin = 5 * time.Second
+	backoffMax = 5 * time.Minute
+	// sweepAge is how old a temporary snapshot without a job must be before it
+	// counts as left behind: far more than the time between its cut and the
+	// record of its job.
+	sweepAge = 15 * time.Minute
+	// refreshEvery is how often Run lists the repositories anew, for the metrics.
+	refreshEvery = 10 * time.Minute
+	// recentMax is how many ended jobs Recent remembers.
+	recentMax = 100
+)
+
+// Engine makes, finds, deletes and restores backups. Its fields are set before
+// its first use; its methods may be called from any goroutine.
+type Engine struct {
+	Backends     map[string]backend.Backend
+	Repositories Repositories
+	Runner       Runner
+	Now          func() time.Time
+	// Tick is how often Run looks after the jobs.
+	Tick time.Duration
+
+	busy     busy.Set
+	mu       sync.Mutex
+	listings map[string]listing
+	recent   []*Status
+	seen     map[string]time.Time // end of the last attempt that was remembered, by job
+	ended    map[ending]int
+}
+
+type listing struct {
+	at      time.Time
+	backups []*Backup
+}
+
+// Request asks for a backup of a share.
+type Request struct {
+	ID         string // as Backup.ID
+	Name       string
+	Repository string
+	Backend    string
+	ShareID    string
+	Volume     string // the handle of the volume
+	// Host is the restic host: the claim, or the volume's handle.
+	Host string
+	// Description becomes volume.json.
+	Description json.RawMessage
+	// AllowPartial and AllowEmpty are as in mover.Backup.
+	AllowPartial, AllowEmpty bool
+}
+
+// Backup begins a backup, or says how far the one with this id is. It returns
+// as soon as the snapshot is cut and the mover has been started. ErrConflict
+// when the id belongs to a backup of another volume; ErrFailed when it has
+// failed for good; ErrUnavailable when an attempt failed and the next one is
+// still to come.
+func (e *Engine) Backup(ctx context.Context, req Request) (*Backup, error) {
+	release, err := e.lock(req.ID)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+
+	st, err := e.Runner.Status(ctx, req.ID)
+	if err == nil {
+		if err := fits(describe(st.Job), req); err != nil {
+			return nil, err
+		}
+		return e.advance(ctx, st)
+	}
+	if !errors.Is(err, backend.ErrNotFound) {
+		return nil, fmt.Errorf("backup %q: %w", req.Name, err)
+	}
+	found, err := e.lookup(ctx, req.Repository, req.ID)
+	if err == nil {
+		return found, fits(found, req)
+	}
+	if !errors.Is(err, errNoBackup) {
+		return nil, fmt.Errorf("backup %q: %w", req.Name, err)
+	}
+	return e.begin(ctx, req)
+}
+
+func fits(b *Backup, req Request) error {
+	if b.Volume != req.Volume || b.Repository != req.Repository {
+		return fmt.Errorf("backup %q exists, of volume %q in repository %q: %w",
+			req.Name, b.Volume, b.Repository, backend.ErrConflict)
+	}
+	return nil
+}
+
+// begin cuts the snapshot, holds it and starts the mover. Each step is found
+// again by the next call, and by sweep if there is none.
+func (e *Engine) begin(ctx context.Context, req Request) (*Backup, error) {
+	b, err := e.backend(req.Backend)
+	if err != nil {
+		return nil, err
+	}
+	snap, err := b.CreateSnapshot(ctx, backend.CreateSnapshotRequest{
+		Name: temporaryName(req.ID), ShareID: req.ShareID, Role: backend.RoleTemporary})
+	if err != nil {
+		return nil, fmt.Errorf("cut a snapshot for backup %q: %w", req.Name, err)
+	}
+	job := Job{
+		Backend: req.Backend, Snapshot: snap.ID, Consumer: "backup-" + req.ID, Attempt: 1,
+		Task: mover.Task{
+			ID: req.ID, Repository: req.Repository,
+			Backup: &mover.Backup{
+				Backup: req.ID, Volume: req.Volume, Name: req.Name, Size: snap.Size, Host: req.Host,
+				Time: snap.CreatedAt.Truncate(time.Second), Description: req.Description,
+				AllowPartial: req.AllowPartial, AllowEmpty: req.AllowEmpty,
+			},
+		},
+	}
+	export, err := b.Export(ctx, backend.Target{SnapshotID: snap.ID}, job.Consumer)
+	if err == nil {
+		job.Task.Source = Source(export)
+		err = e.Runner.Start(ctx, job)
+	}
+	if err != nil {
+		// Nothing refers to the snapshot yet. The request's context may be what
+		// ended, so the clean-up has its own.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), repositoryTimeout)
+		defer cancel()
+		return nil, errors.Join(fmt.Errorf("start backup %q: %w", req.Name, err), e.releaseSnapshot(ctx, job))
+	}
+	klog.FromContext(ctx).Info("Backup begun", "backup", req.ID, "name", req.Name, "volumeID", req.Volume,
+		"repository", req.Repository, "snapshotID", snap.ID)
+	return describe(job), nil
+}
+
+func temporaryName(id string) string { return "backup/" + id }
+
+// Source is a backend's export as package mount wants it.
+func Source(x *backend.Export) mount.Source {
+	return mount.Source{Protocol: x.Protocol, Location: x.Location, Options: x.Options}
+}
+
+// advance takes a backup's job one step on from where it was found. The caller
+// holds the job's lock.
+func (e *Engine) advance(ctx context.Context, st *Status) (*Backup, error) {
+	b := describe(st.Job)
+	switch st.Phase {
+	case Running:
+		return b, nil
+	case Interrupted:
+		// The first time at once; a mover that dies each time, slower and slower.
+		if wait := st.Started.Add(backoff(st.Job.Attempt)).Sub(e.Now()); wait > 0 && st.Job.Attempt > 1 {
+			return b, nil
+		}
+		return b, e.restart(ctx, st, true)
+	case Failed:
+		e.remember(st)
+		b.Failure = st.Result.Error
+		if st.Result.Reason.Lasting() {
+			if err := e.releaseSnapshot(ctx, st.Job); err != nil {
+				return nil, err
+			}
+			return nil, fmt.Errorf("backup %q: %w: %s", b.Name, ErrFailed, st.Result.Error)
+		}
+		if wait := st.Ended.Add(backoff(st.Job.Attempt)).Sub(e.Now()); wait > 0 {
+			return nil, fmt.Errorf("backup %q: attempt %d: %s (next attempt in %s): %w",
+				b.Name, st.Job.Attempt, st.Result.Error, wait.Round(time.Second), backend.ErrUnavailable)
+		}
+		return b, e.restart(ctx, st, false)
+	case Succeeded:
+		// The order matters: the record goes last, since it is what a killed
+		// controller finds the snapshot by.
+		e.remember(st)
+		if err := e.releaseSnapshot(ctx, st.Job); err != nil {
+			return nil, err
+		}
+		e.forgetListing(st.Job.Task.Repository)
+		if err := e.Runner.Remove(ctx, st.Job.Task.ID); err != nil {
+			return nil, err
+		}
+		klog.FromContext(ctx).Info("Backup done", "backup", b.ID, "name", b.Name, "volumeID", b.Volume,
+			"repository", b.Repository, "resticSnapshot", st.Result.Snapshot)
+		b.Ready = true
+		return b, nil
+	}
+	return nil, fmt.Errorf("backup %q is in unknown phase %q", b.Name, st.Phase)
+}
+
+func (e *Engine) restart(ctx context.Context, st *Status, recover bool) error {
+	job := st.Job
+	job.Attempt++
+	job.Task.Recover = recover || job.Task.Recover
+	klog.FromContext(ctx).Info("Mover starts again", "task", job.Task.ID, "attempt", job.Attempt, "phase", st.Phase,
+		"error", st.Result.Error)
+	if err := e.Runner.Start(ctx, job); err != nil {
+		return fmt.Errorf("start %s again: %w", job.Task.ID, err)
+	}
+	return nil
+}
+
+func backoff(attempt int) time.Duration {
+	d := backoffMin
+	for range attempt - 1 {
+		if d *= 2; d >= backoffMax {
+			return backoffMax
+		}
+	}
+	return d
+}
+
+// releaseSnapshot ends the mover's hold and removes the temporary snapshot.
+func (e *Engine) releaseSnapshot(ctx context.Context, job Job) error {
+	if job.Snapshot == "" {
+		return nil
+	}
+	b, err := e.backend(job.Backend)
+	if err != nil {
+		return err
+	}
+	if err := b.Unexport(ctx, backend.Target{SnapshotID: job.Snapshot}, job.Consumer); err != nil {
+		return fmt.Errorf("release snapshot %s: %w", job.Snapshot, err)
+	}
+	if err := b.DeleteSnapshot(ctx, job.Snapshot); err != nil {
+		return fmt.Errorf("remove temporary snapshot %s: %w", job.Snapshot, err)
+	}
+	return nil
+}
+
+// Find returns one backup. ErrNotFound when there is none.
+func (e *Engine) Find(ctx context.Context, repository, id string) (*Backup, error) {
+	st, err := e.Runner.Status(ctx, id)
+	if err == nil && st.Job.Task.Backup != nil && st.Job.Task.Repository == repository {
+		b := describe(st.Job)
+		b.Ready, b.Failure = st.Phase == Succeeded, st.Result.Error
+		return b, nil
+	}
+	if err != nil && !errors.Is(err, backend.ErrNotFound) {
+		return nil, err
+	}
+	found, err := e.lookup(ctx, repository, id)
+	if err != nil {
+		return nil, fmt.Errorf("backup %s in repository %q: %w", id, repository, err)
+	}
+	return found, nil
+}
+
+// List returns the backups of all repositories, and those that are being made,
+// ordered by repository and id.
+func (e *Engine) List(ctx context.Context) ([]*Backup, error) {
+	names, err := e.Repositories.Names(ctx)
+	if err != nil {
+		return nil, err
+	}
+	jobs, err := e.Runner.Jobs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	type key struct{ repository, id string }
+	all := map[key]*Backup{}
+	for _, name := range names {
+		backups, err := e.list(ctx, name, listingAge)
+		if err != nil {
+			return nil, fmt.Errorf("list backups: %w", err)
+		}
+		for _, b := range backups {
+			all[key{name, b.ID}] = b
+		}
+	}
+	for _, st := range jobs {
+		if st.Job.Task.Backup == nil {
+			continue
+		}
+		// A job that has not said that all is well outranks what a repository
+		// shows: restic keeps a snapshot of an incomplete backup too.
+		b := describe(st.Job)
+		b.Ready, b.Failure = st.Phase == Succeeded, st.Result.Error
+		all[key{b.Repository, b.ID}] = b
+	}
+	out := make([]*Backup, 0, len(all))
+	for _, b := range all {
+		out = append(out, b)
+	}
+	slices.SortFunc(out, func(a, b *Backup) int {
+		return cmp.Or(cmp.Compare(a.Repository, b.Repository), cmp.Compare(a.ID, b.ID))
+	})
+	return out, nil
+}
+
+// Delete removes one backup and nothing else: the mover that still makes it,
+// its temporary snapshot, and its restic snapshots. What is gone is nil.
+// ErrPending while others hold the repository's lock.
+func (e *Engine) Delete(ctx context.Context, repository, id string) error {
+	release, err := e.lock(id)
+	if err != nil {
+		return err
+	}
+	defer release()
+
+	repo, err := e.Repositories.Open(ctx, repository)
+	if errors.Is(err, backend.ErrNotFound) {
+		// Success would leave the data where nobody looks for it any more.
+		return fmt.Errorf("delete backup %s: repository %q is not configured; put its folder back, "+
+			"or remove the backup with plain restic: %w", id, repository, backend.ErrInUse)
+	}
+	if err != nil {
+		return fmt.Errorf("delete backup %s: %w", id, err)
+	}
+	st, err := e.Runner.Status(ctx, id)
+	switch {
+	case err == nil && st.Job.Task.Backup != nil && st.Job.Task.Repository == repository:
+		// The record goes after the snapshot, which a killed controller finds by
+		// it, and before the repository, so that nobody starts the job again.
+		if err := e.Runner.Stop(ctx, id); err != nil {
+			return fmt.Errorf("stop backup %s: %w", id, err)
+		}
+		if err := e.releaseSnapshot(ctx, st.Job); err != nil {
+			return err
+		}
+		if err := e.Runner.Remove(ctx, id); err != nil {
+			return err
+		}
+	case err != nil && !errors.Is(err, backend.ErrNotFound):
+		return err
+	}
+	return e.forget(ctx, repo, repository, id)
+}
+
+// forget removes the restic snapshots that bear the backup's tag, by their ids.
+func (e *Engine) forget(ctx context.Context, repo restic.Client, repository, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, repositoryTimeout)
+	defer cancel()
+	snapshots, err := repo.Snapshots(ctx, mover.TagBackup+id)
+	if errors.Is(err, restic.ErrNoRepository) {
+		return nil
+	}
+	if err != nil {
+		return repositoryError(repository, err)
+	}
+	if len(snapshots) == 0 {
+		return nil
+	}
+	ids := make([]string, len(snapshots))
+	for i, s := range snapshots {
+		ids[i] = s.ID
+	}
+	err = repo.Forget(ctx, lockWait, ids...)
+	if errors.Is(err, restic.ErrLocked) {
+		// A lock of a mover that is gone must not stay; a live one is waited for.
+		if err := repo.Unlock(ctx); err != nil {
+			return repositoryError(repository, err)
+		}
+		err = repo.Forget(ctx, lockWait, ids...)
+	}
+	e.forgetListing(repository)
+	if err != nil {
+		return repositoryError(repository, err)
+	}
+	klog.FromContext(ctx).Info("Backup deleted", "backup", id, "repository", repository, "resticSnapshots", ids)
+	return nil
+}
+
+// RestoreRequest asks for a share to be filled from a backup.
+type RestoreRequest struct {
+	// ID names the restore: as mover.Task.ID.
+	ID         string
+	Repository string
+	Backup     string
+	// Target is where the share is mounted from.
+	Target mount.Source
+}
+
+// Restore begins a restore, or says how far the one with this id is: Running
+// or Succeeded. After a success the caller calls EndRestore once it has
+// recorded it. ErrFailed when it failed for good, ErrUnavailable when it may
+// succeed later; either way the next call begins anew.
+func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (*Status, error) {
+	release, err := e.lock(req.ID)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+
+	job := Job{Attempt: 1, Task: mover.Task{ID: req.ID, Repository: req.Repository, Source: req.Target,
+		Restore: &mover.Restore{Backup: req.Backup}}}
+	st, err := e.Runner.Status(ctx, req.ID)
+	switch {
+	case errors.Is(err, backend.ErrNotFound):
+		if err := e.Runner.Start(ctx, job); err != nil {
+			return nil, fmt.Errorf("start restore %s: %w", req.ID, err)
+		}
+		klog.FromContext(ctx).Info("Restore begun", "task", req.ID, "backup", req.Backup, "repository", req.Repository)
+		return &Status{Job: job, Phase: Running}, nil
+	case err != nil:
+		return nil, err
+	}
+	switch st.Phase {
+	case Interrupted:
+		st.Phase = Running
+		return st, e.restart(ctx, st, true)
+	case Failed:
+		e.remember(st)
+		if err := e.Runner.Remove(ctx, req.ID); err != nil {
+			return nil, err
+		}
+		kind := backend.ErrUnavailable
+		switch {
+		case st.Result.Reason == mover.ReasonNoSpace:
+			kind = backend.ErrExhausted
+		case st.Result.Reason.Lasting():
+			kind = ErrFailed
+		}
+		return nil, fmt.Errorf("restore of backup %s: %w: %s", req.Backup, kind, st.Result.Error)
+	case Succeeded:
+		e.remember(st)
+	}
+	return st, nil
+}
+
+// EndRestore stops a restore that still runs and drops its record.
+func (e *Engine) EndRestore(ctx context.Context, id string) error {
+	release, err := e.lock(id)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return e.Runner.Remove(ctx, id)
+}
+
+// Run looks after the jobs until ctx ends: it finishes what a mover has ended,
+// and starts again what was interrupted, whether or not anybody asks.
+func (e *Engine) Run(ctx context.Context) {
+	log := klog.FromContext(ctx)
+	if err := e.sweep(ctx); err != nil && ctx.Err() == nil {
+		log.Error(err, "Looking for temporary snapshots left behind")
+	}
+	tick := time.NewTicker(e.Tick)
+	defer tick.Stop()
+	said := map[string]string{} // the last error of each job, to say each once
+	for refreshed := (time.Time{}); ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if e.Now().Sub(refreshed) > refreshEvery {
+			refreshed = e.Now()
+			e.refresh(ctx)
+		}
+		jobs, err := e.Runner.Jobs(ctx)
+		if err != nil {
+			log.Error(err, "Listing movers")
+			continue
+		}
+		for _, st := range jobs {
+			id := st.Job.Task.ID
+			if st.Job.Task.Backup == nil || st.Phase == Running {
+				continue // whoever asked for a restore looks after it
+			}
+			if err := e.look(ctx, id); err != nil && ctx.Err() == nil && !errors.Is(err, backend.ErrPending) {
+				if said[id] != err.Error() {
+					log.Error(err, "Backup is not done", "backup", id)
+				}
+				said[id] = err.Error()
+			} else {
+				delete(said, id)
+			}
+		}
+	}
+}
+
+// refresh lists every repository, so that the metrics know them after a start.
+func (e *Engine) refresh(ctx context.Context) {
+	log := klog.FromContext(ctx)
+	names, err := e.Repositories.Names(ctx)
+	if err != nil {
+		log.Error(err, "Listing repositories")
+	}
+	for _, name := range names {
+		if _, err := e.list(ctx, name, refreshEvery); err != nil && ctx.Err() == nil {
+			log.Error(err, "Repository cannot be read")
+		}
+	}
+}
+
+// look advances one job, read again under its lock.
+func (e *Engine) look(ctx context.Context, id string) error {
+	release, err := e.lock(id)
+	if err != nil {
+		return err
+	}
+	defer release()
+	st, err := e.Runner.Status(ctx, id)
+	if errors.Is(err, backend.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = e.advance(ctx, st)
+	return err
+}
+
+// sweep removes temporary snapshots of backups that no job knows: a controller
+// was killed between the cut and the record, and nobody has called again.
+func (e *Engine) sweep(ctx context.Context) error {
+	for name, b := range e.Backends {
+		snapshots, _, err := b.ListSnapshots(ctx, "", 0)
+		if err != nil {
+			return fmt.Errorf("list snapshots of backend %s: %w", name, err)
+		}
+		for _, s := range snapshots {
+			id, ours := strings.CutPrefix(s.Name, temporaryName(""))
+			if !ours || s.Role != backend.RoleTemporary || e.Now().Sub(s.CreatedAt) < sweepAge {
+				continue
+			}
+			if _, err := e.Runner.Status(ctx, id); !errors.Is(err, backend.ErrNotFound) {
+				continue
+			}
+			klog.FromContext(ctx).Info("Removing a temporary snapshot that was left behind", "snapshotID", s.ID, "backup", id)
+			err := e.releaseSnapshot(ctx, Job{Backend: name, Snapshot: s.ID, Consumer: "backup-" + id})
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Recent returns the attempts that ended under this process, oldest first.
+func (e *Engine) Recent() []*Status {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Clone(e.recent)
+}
+
+func (e *Engine) remember(st *Status) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	id := st.Job.Task.ID
+	if e.seen[id].Equal(st.Ended) {
+		return
+	}
+	if e.seen == nil {
+		e.seen, e.ended = map[string]time.Time{}, map[ending]int{}
+	}
+	e.seen[id] = st.Ended
+	e.ended[endingOf(st)]++
+	e.recent = append(e.recent, st)
+	if len(e.recent) > recentMax {
+		delete(e.seen, e.recent[0].Job.Task.ID)
+		e.recent = slices.Delete(e.recent, 0, 1)
+	}
+}
+
+func (e *Engine) lock(id string) (func(), error) {
+	release, busy := e.busy.TryLock(id)
+	if busy != "" {
+		return nil, fmt.Errorf("%s is being worked on: %w", id, backend.ErrPending)
+	}
+	return release, nil
+}
+
+func (e *Engine) backend(name string) (backend.Backend, error) {
+	if b := e.Backends[name]; b != nil {
+		return b, nil
+	}
+	return nil, fmt.Errorf("backend %q is not configured: %w", name, backend.ErrNotFound)
+}
+
+var errNoBackup = fmt.Errorf("no such backup: %w", backend.ErrNotFound)
+
+// lookup finds a finished backup. It trusts a listing for a hit only: a miss is
+// asked again of the repository itself.
+func (e *Engine) lookup(ctx context.Context, repository, id string) (*Backup, error) {
+	for _, age := range []time.Duration{listingAge, 0} {
+		backups, err := e.list(ctx, repository, age)
+		if err != nil {
+			return nil, err
+		}
+		if i := slices.IndexFunc(backups, func(b *Backup) bool { return b.ID == id }); i >= 0 {
+			return backups[i], nil
+		}
+	}
+	return nil, errNoBackup
+}
+
+// list returns the backups in a repository, from a listing of at most the
+// given age. A repository that nobody has written to yet has none.
+func (e *Engine) list(ctx context.Context, repository string, age time.Duration) ([]*Backup, error) {
+	e.mu.Lock()
+	l, ok := e.listings[repository]
+	e.mu.Unlock()
+	if ok && e.Now().Sub(l.at) < age {
+		return l.backups, nil
+	}
+	repo, err := e.Repositories.Open(ctx, repository)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, repositoryTimeout)
+	defer cancel()
+	at := e.Now()
+	snapshots, err := repo.Snapshots(ctx)
+	if err != nil && !errors.Is(err, restic.ErrNoRepository) {
+		return nil, repositoryError(repository, err)
+	}
+	backups := make([]*Backup, 0, len(snapshots))
+	for _, s := range snapshots {
+		if b := fromTags(repository, s); b != nil {
+			backups = append(backups, b)
+		}
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.listings == nil {
+		e.listings = map[string]listing{}
+	}
+	e.listings[repository] = listing{at: at, backups: backups}
+	return backups, nil
+}
+
+// forgetListing makes the next call read the repository again. The old listing
+// stays for the metrics.
+func (e *Engine) forgetListing(repository string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if l, ok := e.listings[repository]; ok {
+		l.at = time.Time{}
+		e.listings[repository] = l
+	}
+}
+
+func describe(job Job) *Backup {
+	b := job.Task.Backup
+	if b == nil {
+		return &Backup{ID: job.Task.ID, Repository: job.Task.Repository}
+	}
+	return &Backup{ID: b.Backup, Repository: job.Task.Repository, Name: b.Name, Volume: b.Volume, Size: b.Size, CreatedAt: b.Time}
+}
+
+// fromTags reads a backup from its restic snapshot; nil if it is not one of
+// ours.
+func fromTags(repository string, s restic.Snapshot) *Backup {
+	b := &Backup{Repository: repository, CreatedAt: s.Time.Truncate(time.Second), Ready: true}
+	for _, tag := range s.Tags {
+		if v, ok := strings.CutPrefix(tag, mover.TagBackup); ok {
+			b.ID = v
+		} else if v, ok := strings.CutPrefix(tag, mover.TagVolume); ok {
+			b.Volume = v
+		} else if v, ok := strings.CutPrefix(tag, mover.TagName); ok {
+			b.Name, _ = url.QueryUnescape(v) // only shown
+		} else if v, ok := strings.CutPrefix(tag, mover.TagSize); ok {
+			b.Size, _ = strconv.ParseInt(v, 10, 64)
+		}
+	}
+	if b.ID == "" || b.Volume == "" {
+		return nil
+	}
+	return b
+}
+
+// repositoryError puts an error of restic into the terms of package backend.
+func repositoryError(repository string, err error) error {
+	kind := backend.ErrUnavailable
+	switch {
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("repository %q: %w", repository, err)
+	case errors.Is(err, restic.ErrWrongPassword):
+		kind = backend.ErrAuth
+	case errors.Is(err, restic.ErrConfig):
+		kind = backend.ErrInvalid
+	case errors.Is(err, restic.ErrLocked):
+		kind = backend.ErrPending
+	}
+	return fmt.Errorf("repository %q: %w: %w", repository, kind, err)
+}

@@ -1,0 +1,88 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/abaca-csi/abaca/pkg/backend"
+	"github.com/abaca-csi/abaca/pkg/restic"
+)
+
+// Directory is a directory with one folder for each repository, whose files are
+// named as restic's environment variables and hold their values.
+type Directory struct {
+	Path string
+	// Program is the restic program, CacheDir where it keeps its cache.
+	Program, CacheDir string
+}
+
+// repositoryName keeps a handle with a repository in it within 128 bytes, and
+// out of the file system's special names.
+var repositoryName = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
+
+// Names returns the folders, in the order of their names.
+func (d Directory) Names(context.Context) ([]string, error) {
+	entries, err := os.ReadDir(d.Path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list repositories: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		// A folder may be a link, as in a Kubernetes volume.
+		info, err := os.Stat(filepath.Join(d.Path, e.Name()))
+		if err == nil && info.IsDir() && repositoryName.MatchString(e.Name()) {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
+// Folder returns the folder of a repository.
+func (d Directory) Folder(ctx context.Context, name string) (string, error) {
+	names, err := d.Names(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, n := range names {
+		if n == name {
+			return filepath.Join(d.Path, name), nil
+		}
+	}
+	hint := "none is configured"
+	if len(names) > 0 {
+		hint = "known are " + strings.Join(names, ", ")
+	}
+	return "", fmt.Errorf("repository %q: %w (%s)", name, backend.ErrNotFound, hint)
+}
+
+// Open returns a client with the configuration as it is on disk now.
+func (d Directory) Open(ctx context.Context, name string) (restic.Client, error) {
+	folder, err := d.Folder(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	repo, err := OpenFolder(folder, restic.Config{Program: d.Program, CacheDir: d.CacheDir})
+	if err != nil {
+		return nil, fmt.Errorf("repository %q: %w: %w", name, backend.ErrInvalid, err)
+	}
+	return repo, nil
+}
+
+// OpenFolder opens the repository that is configured in one folder.
+func OpenFolder(folder string, c restic.Config) (*restic.Repository, error) {
+	env, err := restic.LoadEnv(folder)
+	if err != nil {
+		return nil, err
+	}
+	c.Env = env
+	return restic.Open(c)
+}

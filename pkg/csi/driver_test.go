@@ -1,0 +1,693 @@
+package csi
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"github.com/go-logr/logr"
+	"github.com/go-logr/logr/funcr"
+	"github.com/kubernetes-csi/csi-lib-utils/metrics"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"k8s.io/klog/v2"
+
+	"github.com/abaca-csi/abaca/pkg/backend"
+	"github.com/abaca-csi/abaca/pkg/backend/fault"
+	"github.com/abaca-csi/abaca/pkg/backend/memory"
+	"github.com/abaca-csi/abaca/pkg/mount"
+)
+
+// A fixture is a driver over the fake backend, served on a real socket with all
+// interceptors on.
+type fixture struct {
+	csi.IdentityClient
+	csi.ControllerClient
+	csi.NodeClient
+
+	t       *testing.T
+	driver  *Driver
+	backend *fault.Backend
+	conn    *grpc.ClientConn
+	dir     string
+	log     *journal
+}
+
+type journal struct {
+	mu    sync.Mutex
+	lines []string
+}
+
+func (j *journal) write(prefix, args string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.lines = append(j.lines, prefix+args)
+}
+
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return strings.Join(j.lines, "\n")
+}
+
+func newFixture(t *testing.T) *fixture {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "abaca-csi-") // a socket's path must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "store"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	store := memory.NewStore(filepath.Join(dir, "store"))
+	store.Node = "here"
+	f := &fixture{t: t, dir: dir, backend: fault.Wrap(store.Open()), log: &journal{}}
+	f.driver = &Driver{
+		Version: "test", Controller: true, Node: true, NodeID: "here",
+		Backends: map[string]backend.Backend{"mem": f.backend}, DefaultBackend: "mem",
+		Mounts: mount.New(), Metrics: metrics.NewCSIMetricsManagerForPlugin(DriverName), Now: time.Now,
+	}
+	socket := filepath.Join(dir, "csi.sock")
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	log := funcr.New(f.log.write, funcr.Options{Verbosity: 4})
+	go func() { served <- f.driver.Serve(klog.NewContext(ctx, logr.Logger(log)), listener, time.Second) }()
+	if f.conn, err = grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials())); err != nil {
+		t.Fatal(err)
+	}
+	f.IdentityClient, f.ControllerClient, f.NodeClient = csi.NewIdentityClient(f.conn), csi.NewControllerClient(f.conn), csi.NewNodeClient(f.conn)
+	t.Cleanup(func() {
+		f.conn.Close()
+		cancel()
+		if err := <-served; err != nil {
+			t.Errorf("serve: %v", err)
+		}
+		below, _ := f.driver.Mounts.Below(dir)
+		for _, p := range below {
+			_ = f.driver.Mounts.Unmount(context.Background(), p)
+		}
+		os.RemoveAll(dir)
+	})
+	return f
+}
+
+func cap1(mode csi.VolumeCapability_AccessMode_Mode) *csi.VolumeCapability {
+	return &csi.VolumeCapability{AccessMode: &csi.VolumeCapability_AccessMode{Mode: mode},
+		AccessType: &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{}}}
+}
+
+const (
+	writer = csi.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER
+	reader = csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY
+)
+
+func create(name string, mode csi.VolumeCapability_AccessMode_Mode, source *csi.VolumeContentSource) *csi.CreateVolumeRequest {
+	return &csi.CreateVolumeRequest{Name: name, VolumeCapabilities: []*csi.VolumeCapability{cap1(mode)},
+		CapacityRange: &csi.CapacityRange{RequiredBytes: 1 << 24}, VolumeContentSource: source}
+}
+
+func (f *fixture) volume(req *csi.CreateVolumeRequest) *csi.Volume {
+	f.t.Helper()
+	resp, err := f.CreateVolume(context.Background(), req)
+	if err != nil {
+		f.t.Fatalf("create volume %q: %v", req.GetName(), err)
+	}
+	return resp.GetVolume()
+}
+
+func (f *fixture) snapshot(name, volume string) *csi.Snapshot {
+	f.t.Helper()
+	resp, err := f.CreateSnapshot(context.Background(), &csi.CreateSnapshotRequest{Name: name, SourceVolumeId: volume})
+	if err != nil {
+		f.t.Fatalf("create snapshot %q: %v", name, err)
+	}
+	return resp.GetSnapshot()
+}
+
+func code(t *testing.T, err error, want codes.Code, words ...string) {
+	t.Helper()
+	if status.Code(err) != want {
+		t.Errorf("code %v, want %v: %v", status.Code(err), want, err)
+	}
+	for _, w := range words {
+		if !strings.Contains(fmt.Sprint(err), w) {
+			t.Errorf("the error does not speak of %q: %v", w, err)
+		}
+	}
+}
+
+func TestSnapshotVolumes(t *testing.T) {
+	f, ctx := newFixture(t), context.Background()
+	v := f.volume(create("data", writer, nil))
+	snap := f.snapshot("snap", v.GetVolumeId())
+	source := contentSource(snap.GetSnapshotId())
+
+	ref := f.volume(create("look", reader, source))
+	if again := f.volume(create("look", reader, source)); !proto.Equal(ref, again) {
+		t.Errorf("the second answer is %v, the first %v", again, ref)
+	}
+	big := create("big", reader, source)
+	big.CapacityRange.RequiredBytes = 1 << 30
+	if got := f.volume(big).GetCapacityBytes(); got != 1<<30 {
+		t.Errorf("a claim of 1 GiB on a snapshot of 16 MiB gets %d bytes; an orchestrator refuses that", got)
+	}
+	// The hold.
+	_, err := f.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: snap.GetSnapshotId()})
+	code(t, err, codes.FailedPrecondition)
+
+	// Nothing that writes.
+	_, err = f.ControllerExpandVolume(ctx, &csi.ControllerExpandVolumeRequest{VolumeId: ref.GetVolumeId(), CapacityRange: &csi.CapacityRange{RequiredBytes: 1 << 31}})
+	code(t, err, codes.FailedPrecondition)
+	_, err = f.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: "of a reference", SourceVolumeId: ref.GetVolumeId()})
+	code(t, err, codes.InvalidArgument)
+	_, err = f.CreateVolume(ctx, create("clone", writer, contentSource(ref.GetVolumeId())))
+	code(t, err, codes.InvalidArgument)
+	resp, err := f.ValidateVolumeCapabilities(ctx, &csi.ValidateVolumeCapabilitiesRequest{VolumeId: ref.GetVolumeId(), VolumeCapabilities: []*csi.VolumeCapability{cap1(reader), cap1(writer)}})
+	if err != nil || resp.GetConfirmed() != nil || resp.GetMessage() == "" {
+		t.Errorf("a writer mode is confirmed: %v, %v", resp, err)
+	}
+	stage := &csi.NodeStageVolumeRequest{VolumeId: ref.GetVolumeId(), StagingTargetPath: filepath.Join(f.dir, "s"), VolumeCapability: cap1(writer)}
+	_, err = f.NodeStageVolume(ctx, stage)
+	code(t, err, codes.FailedPrecondition)
+	publish := &csi.NodePublishVolumeRequest{VolumeId: ref.GetVolumeId(), StagingTargetPath: filepath.Join(f.dir, "s"), TargetPath: filepath.Join(f.dir, "t"), VolumeCapability: cap1(writer)}
+	_, err = f.NodePublishVolume(ctx, publish)
+	code(t, err, codes.FailedPrecondition)
+
+	// One name is one thing.
+	other := f.snapshot("other", v.GetVolumeId())
+	_, err = f.CreateVolume(ctx, create("look", reader, contentSource(other.GetSnapshotId())))
+	code(t, err, codes.AlreadyExists)
+	_, err = f.CreateVolume(ctx, create("look", writer, source))
+	code(t, err, codes.AlreadyExists)
+	_, err = f.CreateVolume(ctx, create("data", reader, source))
+	code(t, err, codes.AlreadyExists)
+	if _, err := f.backend.ShareNamed(ctx, "look"); err == nil {
+		t.Error("the refused request has left a share")
+	}
+
+	for _, id := range []string{ref.GetVolumeId(), strings.Replace(ref.GetVolumeId(), "look", "", 1)} {
+		if _, err := f.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: id}); err != nil {
+			t.Error(err)
+		}
+	}
+	bigID := Volume{Backend: "mem", Snapshot: strings.TrimPrefix(snap.GetSnapshotId(), "mem/@"), Consumer: consumerPrefix + digest("big")}
+	if _, err := f.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: bigID.String()}); err != nil {
+		t.Error(err)
+	}
+	if _, err := f.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: snap.GetSnapshotId()}); err != nil {
+		t.Errorf("nobody holds it any more: %v", err)
+	}
+}
+
+func TestReadOnlyViewOfALiveVolume(t *testing.T) {
+	f, ctx := newFixture(t), context.Background()
+	v := f.volume(create("data", writer, nil))
+	view := f.volume(create("view", reader, contentSource(v.GetVolumeId())))
+	if again := f.volume(create("view", reader, contentSource(v.GetVolumeId()))); again.GetVolumeId() != view.GetVolumeId() {
+		t.Errorf("two views: %s and %s", view.GetVolumeId(), again.GetVolumeId())
+	}
+	// The snapshot below it is nobody else's.
+	list, err := f.ListSnapshots(ctx, &csi.ListSnapshotsRequest{})
+	if err != nil || len(list.GetEntries()) != 0 {
+		t.Errorf("listed to users: %v, %v", list, err)
+	}
+	h, err := ParseVolume(view.GetVolumeId())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.CreateVolume(ctx, create("thief", reader, contentSource(Snapshot{Backend: h.Backend, Snapshot: h.Snapshot}.String())))
+	code(t, err, codes.NotFound)
+	if _, err := f.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: view.GetVolumeId()}); err != nil {
+		t.Fatal(err)
+	}
+	if n := f.count(); n != "1 shares, 0 snapshots, 1 exports" {
+		t.Errorf("left behind: %s", n)
+	}
+}
+
+func TestCloneLeavesNoSnapshot(t *testing.T) {
+	f := newFixture(t)
+	v := f.volume(create("data", writer, nil))
+	f.volume(create("clone", writer, contentSource(v.GetVolumeId())))
+	f.volume(create("clone", writer, contentSource(v.GetVolumeId())))
+	if n := f.count(); n != "2 shares, 0 snapshots, 2 exports" {
+		t.Errorf("left behind: %s", n)
+	}
+}
+
+// count says what there is on the backend.
+func (f *fixture) count() string {
+	ctx := context.Background()
+	shares, _, _ := f.backend.ListShares(ctx, "", 0)
+	snapshots, _, _ := f.backend.ListSnapshots(ctx, "", 0)
+	exports, _, _ := f.backend.ListExports(ctx, "", 0)
+	return fmt.Sprintf("%d shares, %d snapshots, %d exports", len(shares), len(snapshots), len(exports))
+}
+
+// A lost answer at any call to the backend must not make two of anything: the
+// same request again ends as if nothing had happened.
+func TestLostAnswers(t *testing.T) {
+	requests := func(f *fixture) []func() error {
+		ctx := context.Background()
+		var snap *csi.Snapshot
+		var made []*csi.Volume
+		volume := func(req func() *csi.CreateVolumeRequest) func() error {
+			return func() error {
+				resp, err := f.CreateVolume(ctx, req())
+				if err == nil {
+					made = append(made, resp.GetVolume())
+				}
+				return err
+			}
+		}
+		return []func() error{
+			volume(func() *csi.CreateVolumeRequest { return create("a", writer, nil) }),
+			func() error {
+				resp, err := f.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: "s", SourceVolumeId: made[0].GetVolumeId()})
+				snap = resp.GetSnapshot()
+				return err
+			},
+			volume(func() *csi.CreateVolumeRequest {
+				return create("ref", reader, contentSource(snap.GetSnapshotId()))
+			}),
+			volume(func() *csi.CreateVolumeRequest {
+				return create("clone", writer, contentSource(snap.GetSnapshotId()))
+			}),
+			volume(func() *csi.CreateVolumeRequest {
+				return create("view", reader, contentSource(made[0].GetVolumeId()))
+			}),
+			volume(func() *csi.CreateVolumeRequest {
+				return create("copy", writer, contentSource(made[0].GetVolumeId()))
+			}),
+			func() error {
+				for _, v := range made {
+					if _, err := f.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: v.GetVolumeId()}); err != nil {
+						return err
+					}
+				}
+				return nil
+			},
+			func() error {
+				_, err := f.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: snap.GetSnapshotId()})
+				return err
+			},
+		}
+	}
+	for _, method := range []string{"CreateShare", "CreateSnapshot", "Export", "Unexport", "DeleteShare", "DeleteSnapshot", "ShareNamed", "Snapshot", "ExportOf"} {
+		for nth := 1; nth <= 8; nth++ {
+			for _, after := range []bool{false, true} {
+				f := newFixture(t)
+				lost := f.backend.On(method).Nth(nth)
+				if after {
+					lost.FailAfter(fmt.Errorf("answer lost: %w", backend.ErrUnavailable))
+				} else {
+					lost.Fail(fmt.Errorf("call lost: %w", backend.ErrUnavailable))
+				}
+				for i, request := range requests(f) {
+					err := request()
+					if err != nil {
+						if status.Code(err) != codes.Unavailable {
+							t.Errorf("%s %d: request %d: %v", method, nth, i, err)
+						}
+						err = request()
+					}
+					if err != nil {
+						t.Fatalf("%s %d (after its effect: %t): request %d again: %v", method, nth, after, i, err)
+					}
+				}
+				if n := f.count(); n != "0 shares, 0 snapshots, 0 exports" {
+					t.Errorf("%s %d (after its effect: %t): left behind: %s", method, nth, after, n)
+				}
+			}
+		}
+	}
+}
+
+func TestParameters(t *testing.T) {
+	f, ctx := newFixture(t), context.Background()
+	for _, c := range []struct {
+		key, value string
+		words      []string
+	}{
+		{"bakend", "mem", []string{`"bakend"`, `"backend"`}},
+		{"backend", "other", []string{`"other"`, "mem"}},
+		{"type", "x", []string{`"type"`}},
+	} {
+		req := create("x", writer, nil)
+		req.Parameters = map[string]string{c.key: c.value}
+		_, err := f.CreateVolume(ctx, req)
+		code(t, err, codes.InvalidArgument, c.words...)
+	}
+	v := f.volume(create("data", writer, nil))
+	for _, c := range []struct {
+		params map[string]string
+		words  []string
+	}{
+		{map[string]string{"typ": "backup"}, []string{`"typ"`, `"type"`}},
+		{map[string]string{"type": "tape"}, []string{"tape", "snapshot or backup"}},
+		{map[string]string{"type": "backup"}, []string{"repository"}},
+		{map[string]string{"type": "snapshot", "repository": "r"}, []string{"repository", "backup"}},
+		{map[string]string{"repository": "r"}, []string{"repository", "backup"}},
+		{map[string]string{"type": "backup", "repository": "../x"}, []string{"../x"}},
+		{map[string]string{"type": "backup", "repository": "r", "allowPartial": "maybe"}, []string{"allowPartial", "maybe"}},
+		{map[string]string{"type": "backup", "repository": "r"}, []string{"--repositories"}},
+	} {
+		_, err := f.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: "s", SourceVolumeId: v.GetVolumeId(), Parameters: c.params})
+		code(t, err, codes.InvalidArgument, c.words...)
+	}
+	ok := create("ok", writer, nil)
+	ok.Parameters = map[string]string{"csi.storage.k8s.io/pvc/name": "n", "csi.storage.k8s.io/pvc/namespace": "ns", "backend": "mem"}
+	f.volume(ok)
+}
+
+func TestSizes(t *testing.T) {
+	f, ctx := newFixture(t), context.Background()
+	for _, c := range []struct {
+		required, limit int64
+		want            codes.Code
+	}{
+		{0, 0, codes.OK}, {-1, 0, codes.InvalidArgument}, {0, -1, codes.InvalidArgument}, {2 << 20, 1 << 20, codes.InvalidArgument},
+		{1 << 20, 1 << 20, codes.OK}, {0, 1 << 24, codes.OK}, {1 << 62, 0, codes.ResourceExhausted},
+	} {
+		req := create(fmt.Sprintf("%d-%d", c.required, c.limit), writer, nil)
+		req.CapacityRange = &csi.CapacityRange{RequiredBytes: c.required, LimitBytes: c.limit}
+		resp, err := f.CreateVolume(ctx, req)
+		code(t, err, c.want)
+		if got := resp.GetVolume().GetCapacityBytes(); err == nil && (got < max(c.required, 1) || c.limit > 0 && got > c.limit) {
+			t.Errorf("%d to %d bytes: got %d", c.required, c.limit, got)
+		}
+	}
+	v := f.volume(create("data", writer, nil))
+	small := create("small", writer, contentSource(f.snapshot("s", v.GetVolumeId()).GetSnapshotId()))
+	small.CapacityRange = &csi.CapacityRange{LimitBytes: 1 << 20}
+	_, err := f.CreateVolume(ctx, small)
+	code(t, err, codes.OutOfRange)
+}
+
+func TestBusyObjectsAreAborted(t *testing.T) {
+	f, ctx := newFixture(t), context.Background()
+	f.backend.On("CreateShare").Delay(2 * time.Second)
+	first := make(chan error, 1)
+	go func() {
+		_, err := f.CreateVolume(ctx, create("x", writer, nil))
+		first <- err
+	}()
+	for f.backend.Calls("CreateShare") == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	_, err := f.CreateVolume(ctx, create("x", writer, nil))
+	code(t, err, codes.Aborted)
+	if _, err := f.CreateVolume(ctx, create("y", writer, nil)); err != nil {
+		t.Errorf("another volume had to wait: %v", err)
+	}
+	if err := <-first; err != nil {
+		t.Error(err)
+	}
+}
+
+// panicking is a backend that panics.
+type panicking struct{ backend.Backend }
+
+func (panicking) ShareNamed(context.Context, string) (*backend.Share, error) { panic("a defect") }
+
+func TestPanicsAreAnswered(t *testing.T) {
+	f, ctx := newFixture(t), context.Background()
+	f.driver.Backends["mem"] = panicking{f.backend}
+	_, err := f.CreateVolume(ctx, create("x", writer, nil))
+	code(t, err, codes.Internal, "defect")
+	f.driver.Backends["mem"] = f.backend
+	if _, err := f.CreateVolume(ctx, create("x", writer, nil)); err != nil {
+		t.Errorf("after the panic: %v", err)
+	}
+	if !strings.Contains(f.log.String(), "a defect") {
+		t.Error("the panic is not in the log")
+	}
+}
+
+func TestSecretsAreStrippedFromTheLog(t *testing.T) {
+	f := newFixture(t)
+	req := create("x", writer, nil)
+	req.Secrets = map[string]string{"password": "hunter2"}
+	f.volume(req)
+	if log := f.log.String(); strings.Contains(log, "hunter2") || !strings.Contains(log, "***stripped***") {
+		t.Errorf("log:\n%s", log)
+	}
+}
+
+// populated returns a request with every field set: sensible values where there
+// are some, so that a handler is not done at the first check.
+func populated(f *fixture, m proto.Message, volume, snapshot string) {
+	var fill func(m protoreflect.Message, depth int)
+	value := func(fd protoreflect.FieldDescriptor) protoreflect.Value {
+		switch {
+		case fd.Kind() == protoreflect.StringKind:
+			switch fd.Name() {
+			case "volume_id", "source_volume_id":
+				return protoreflect.ValueOfString(volume)
+			case "snapshot_id":
+				return protoreflect.ValueOfString(snapshot)
+			case "staging_target_path", "target_path", "volume_path", "volume_publish_path":
+				return protoreflect.ValueOfString(filepath.Join(f.dir, "node", string(fd.Name())))
+			}
+			return protoreflect.ValueOfString("x")
+		case fd.Kind() == protoreflect.EnumKind:
+			return protoreflect.ValueOfEnum(5)
+		case fd.Kind() == protoreflect.BoolKind:
+			return protoreflect.ValueOfBool(true)
+		case fd.Kind() == protoreflect.Int32Kind:
+			return protoreflect.ValueOfInt32(1)
+		}
+		return protoreflect.ValueOfInt64(1 << 24)
+	}
+	fill = func(m protoreflect.Message, depth int) {
+		fds := m.Descriptor().Fields()
+		for i := range fds.Len() {
+			fd := fds.Get(i)
+			if oneof := fd.ContainingOneof(); oneof != nil && m.WhichOneof(oneof) != nil {
+				continue
+			}
+			switch {
+			case fd.IsMap() || fd.Name() == "secrets":
+			case fd.IsList() && fd.Message() != nil:
+				fill(m.Mutable(fd).List().AppendMutable().Message(), depth+1)
+			case fd.IsList():
+				m.Mutable(fd).List().Append(value(fd))
+			case fd.Message() != nil:
+				fill(m.Mutable(fd).Message(), depth+1)
+			case fd.Kind() != protoreflect.DoubleKind && fd.Kind() != protoreflect.BytesKind:
+				m.Set(fd, value(fd))
+			}
+		}
+		if vc, ok := m.Interface().(*csi.VolumeCapability); ok {
+			vc.AccessType = &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{}}
+		}
+	}
+	fill(m.ProtoReflect(), 0)
+}
+
+// withoutParts calls do with copies of a message, each lacking one part, at any
+// depth.
+func withoutParts(m proto.Message, do func(proto.Message, string)) {
+	var walk func(path string, get func(proto.Message) protoreflect.Message)
+	walk = func(path string, get func(proto.Message) protoreflect.Message) {
+		fds := get(m).Descriptor().Fields()
+		for i := range fds.Len() {
+			fd := fds.Get(i)
+			if !get(m).Has(fd) {
+				continue
+			}
+			name := path + "." + string(fd.Name())
+			less := proto.Clone(m)
+			get(less).Clear(fd)
+			do(less, name)
+			if fd.Message() == nil || fd.IsMap() {
+				continue
+			}
+			walk(name, func(m proto.Message) protoreflect.Message {
+				if fd.IsList() {
+					return get(m).Mutable(fd).List().Get(0).Message()
+				}
+				return get(m).Mutable(fd).Message()
+			})
+		}
+	}
+	walk("", func(m proto.Message) protoreflect.Message { return m.ProtoReflect() })
+}
+
+// TestMissingParts sends every RPC its request with every single part missing,
+// and an empty one: no request may make the driver panic.
+func TestMissingParts(t *testing.T) {
+	f, ctx := newFixture(t), context.Background()
+	sent := 0
+	for _, service := range []string{"csi.v1.Identity", "csi.v1.Controller", "csi.v1.Node"} {
+		methods := csi.File_csi_proto.Services().ByName(protoreflect.FullName(service).Name()).Methods()
+		for i := range methods.Len() {
+			method := methods.Get(i)
+			call := func(req proto.Message, without string) {
+				sent++
+				ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+				defer cancel()
+				resp := newMessage(t, method.Output())
+				err := f.conn.Invoke(ctx, fmt.Sprintf("/%s/%s", service, method.Name()), req, resp)
+				if status.Code(err) == codes.Internal {
+					t.Errorf("%s without %s: %v", method.Name(), without, err)
+				}
+			}
+			volume := f.volume(create("v-"+string(method.Name()), writer, nil)).GetVolumeId()
+			snapshot := f.snapshot("s-"+string(method.Name()), volume).GetSnapshotId()
+			req := newMessage(t, method.Input())
+			call(req, "anything")
+			populated(f, req, volume, snapshot)
+			call(req, "nothing")
+			withoutParts(req, call)
+		}
+	}
+	t.Logf("%d requests", sent)
+}
+
+func newMessage(t *testing.T, d protoreflect.MessageDescriptor) proto.Message {
+	t.Helper()
+	all := csi.File_csi_proto.Messages()
+	if all.ByName(d.Name()) == nil {
+		t.Fatalf("no message %s", d.Name())
+	}
+	return messageTypes[d.FullName()].New().Interface()
+}
+
+// FuzzRequests feeds arbitrary bytes as the request of every RPC.
+func FuzzRequests(f *testing.F) {
+	for i := range requestTypes {
+		f.Add(i, []byte{})
+		f.Add(i, []byte("\n\x01x\x12\x00\x1a\x00"))
+	}
+	f.Fuzz(func(t *testing.T, i int, b []byte) {
+		kind := requestTypes[(i%len(requestTypes)+len(requestTypes))%len(requestTypes)]
+		req := kind.New().Interface()
+		if proto.Unmarshal(b, req) != nil {
+			return
+		}
+		store := memory.NewStore("")
+		d := &Driver{Controller: true, Node: true, NodeID: "here", Backends: map[string]backend.Backend{"mem": store.Open()},
+			DefaultBackend: "mem", Mounts: noMounts{}, Now: time.Now}
+		dispatch(d, req) // a panic fails
+		lockKeys(req)
+	})
+}
+
+// noMounts lets the fuzzer name any path without harm.
+type noMounts struct{ mount.Interface }
+
+func (noMounts) Mount(context.Context, mount.Source, string, bool, []string) error { return nil }
+func (noMounts) Bind(context.Context, string, string, bool) error                  { return nil }
+func (noMounts) Unmount(context.Context, string) error                             { return nil }
+func (noMounts) Prove(context.Context, string, mount.Source, bool) error           { return nil }
+func (noMounts) Check(context.Context, string) error                               { return nil }
+func (noMounts) Stats(context.Context, string) (mount.Stats, error)                { return mount.Stats{}, nil }
+func (noMounts) Places(string) ([]string, error)                                   { return nil, nil }
+
+var (
+	messageTypes = map[protoreflect.FullName]protoreflect.MessageType{}
+	requestTypes []protoreflect.MessageType
+)
+
+func init() {
+	for _, m := range []proto.Message{
+		&csi.GetPluginInfoRequest{}, &csi.GetPluginCapabilitiesRequest{}, &csi.ProbeRequest{},
+		&csi.CreateVolumeRequest{}, &csi.DeleteVolumeRequest{}, &csi.ControllerPublishVolumeRequest{}, &csi.ControllerUnpublishVolumeRequest{},
+		&csi.ValidateVolumeCapabilitiesRequest{}, &csi.ListVolumesRequest{}, &csi.ControllerListVolumeHealthRequest{}, &csi.ControllerGetVolumeHealthRequest{},
+		&csi.GetCapacityRequest{}, &csi.ControllerGetCapabilitiesRequest{}, &csi.CreateSnapshotRequest{}, &csi.DeleteSnapshotRequest{},
+		&csi.ListSnapshotsRequest{}, &csi.GetSnapshotRequest{}, &csi.ControllerExpandVolumeRequest{}, &csi.ControllerGetVolumeRequest{},
+		&csi.ControllerModifyVolumeRequest{}, &csi.NodeStageVolumeRequest{}, &csi.NodeUnstageVolumeRequest{}, &csi.NodePublishVolumeRequest{},
+		&csi.NodeUnpublishVolumeRequest{}, &csi.NodeGetVolumeStatsRequest{}, &csi.NodeGetVolumeHealthRequest{}, &csi.NodeGetStorageHealthRequest{},
+		&csi.NodeExpandVolumeRequest{}, &csi.NodeGetCapabilitiesRequest{}, &csi.NodeGetInfoRequest{},
+	} {
+		requestTypes = append(requestTypes, m.ProtoReflect().Type())
+	}
+	for _, m := range []proto.Message{
+		&csi.GetPluginInfoResponse{}, &csi.GetPluginCapabilitiesResponse{}, &csi.ProbeResponse{},
+		&csi.CreateVolumeResponse{}, &csi.DeleteVolumeResponse{}, &csi.ControllerPublishVolumeResponse{}, &csi.ControllerUnpublishVolumeResponse{},
+		&csi.ValidateVolumeCapabilitiesResponse{}, &csi.ListVolumesResponse{}, &csi.ControllerListVolumeHealthResponse{}, &csi.ControllerGetVolumeHealthResponse{},
+		&csi.GetCapacityResponse{}, &csi.ControllerGetCapabilitiesResponse{}, &csi.CreateSnapshotResponse{}, &csi.DeleteSnapshotResponse{},
+		&csi.ListSnapshotsResponse{}, &csi.GetSnapshotResponse{}, &csi.ControllerExpandVolumeResponse{}, &csi.ControllerGetVolumeResponse{},
+		&csi.ControllerModifyVolumeResponse{}, &csi.NodeStageVolumeResponse{}, &csi.NodeUnstageVolumeResponse{}, &csi.NodePublishVolumeResponse{},
+		&csi.NodeUnpublishVolumeResponse{}, &csi.NodeGetVolumeStatsResponse{}, &csi.NodeGetVolumeHealthResponse{}, &csi.NodeGetStorageHealthResponse{},
+		&csi.NodeExpandVolumeResponse{}, &csi.NodeGetCapabilitiesResponse{}, &csi.NodeGetInfoResponse{},
+	} {
+		messageTypes[m.ProtoReflect().Descriptor().FullName()] = m.ProtoReflect().Type()
+	}
+	for _, m := range requestTypes {
+		messageTypes[m.Descriptor().FullName()] = m
+	}
+}
+
+// dispatch calls the handler of a request.
+func dispatch(d *Driver, req proto.Message) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	switch r := req.(type) {
+	case *csi.CreateVolumeRequest:
+		d.CreateVolume(ctx, r)
+	case *csi.DeleteVolumeRequest:
+		d.DeleteVolume(ctx, r)
+	case *csi.ValidateVolumeCapabilitiesRequest:
+		d.ValidateVolumeCapabilities(ctx, r)
+	case *csi.ListVolumesRequest:
+		d.ListVolumes(ctx, r)
+	case *csi.ControllerListVolumeHealthRequest:
+		d.ControllerListVolumeHealth(ctx, r)
+	case *csi.ControllerGetVolumeHealthRequest:
+		d.ControllerGetVolumeHealth(ctx, r)
+	case *csi.GetCapacityRequest:
+		d.GetCapacity(ctx, r)
+	case *csi.CreateSnapshotRequest:
+		d.CreateSnapshot(ctx, r)
+	case *csi.DeleteSnapshotRequest:
+		d.DeleteSnapshot(ctx, r)
+	case *csi.ListSnapshotsRequest:
+		d.ListSnapshots(ctx, r)
+	case *csi.GetSnapshotRequest:
+		d.GetSnapshot(ctx, r)
+	case *csi.ControllerExpandVolumeRequest:
+		d.ControllerExpandVolume(ctx, r)
+	case *csi.ControllerGetVolumeRequest:
+		d.ControllerGetVolume(ctx, r)
+	case *csi.NodeStageVolumeRequest:
+		d.NodeStageVolume(ctx, r)
+	case *csi.NodeUnstageVolumeRequest:
+		d.NodeUnstageVolume(ctx, r)
+	case *csi.NodePublishVolumeRequest:
+		d.NodePublishVolume(ctx, r)
+	case *csi.NodeUnpublishVolumeRequest:
+		d.NodeUnpublishVolume(ctx, r)
+	case *csi.NodeGetVolumeStatsRequest:
+		d.NodeGetVolumeStats(ctx, r)
+	case *csi.NodeGetVolumeHealthRequest:
+		d.NodeGetVolumeHealth(ctx, r)
+	}
+}
+
+func TestDescriptionOfAVolume(t *testing.T) {
+	share := &backend.Share{Name: "pvc-1", Size: 5, Description: map[string]string{
+		describeClaim: "ns/data", describeModes: "A,B", describeClass: `{"backend":"mem"}`}}
+	b, err := json.Marshal(describeVolume(Volume{Backend: "mem", Share: "s"}, share))
+	want := `{"version":1,"driver":"abaca-csi.github.io","volume":"mem/s","name":"pvc-1","claim":"ns/data","sizeBytes":5,"accessModes":["A","B"],"parameters":{"backend":"mem"}}`
+	if err != nil || string(b) != want {
+		t.Errorf("volume.json is\n%s, want\n%s (%v)", b, want, err)
+	}
+}

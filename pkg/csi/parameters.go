@@ -1,0 +1,104 @@
+package csi
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/abaca-csi/abaca/pkg/backend"
+	"github.com/abaca-csi/abaca/pkg/nearest"
+)
+
+// The parameters of a StorageClass and a VolumeSnapshotClass. What the
+// orchestrator adds by itself begins with its prefix and is read where we know
+// it (external-provisioner and external-snapshotter, --extra-create-metadata).
+const (
+	orchestratorPrefix = "csi.storage.k8s.io/"
+	claimNameKey       = orchestratorPrefix + "pvc/name"
+	claimNamespaceKey  = orchestratorPrefix + "pvc/namespace"
+
+	backendKey      = "backend"
+	typeKey         = "type"
+	repositoryKey   = "repository"
+	allowPartialKey = "allowPartial"
+	allowEmptyKey   = "allowEmpty"
+)
+
+// classParameters are what a StorageClass may hold.
+type classParameters struct {
+	backend string
+	claim   string // namespace/name of the claim, or empty
+}
+
+func parseClass(params map[string]string) (classParameters, error) {
+	p := classParameters{backend: params[backendKey]}
+	if name, ns := params[claimNameKey], params[claimNamespaceKey]; name != "" && ns != "" {
+		p.claim = ns + "/" + name
+	}
+	return p, onlyKnown(params, backendKey)
+}
+
+// snapshotParameters are what a VolumeSnapshotClass may hold.
+type snapshotParameters struct {
+	backup       bool
+	repository   string
+	allowPartial bool
+	allowEmpty   bool
+}
+
+func parseSnapshotClass(params map[string]string) (snapshotParameters, error) {
+	var p snapshotParameters
+	if err := onlyKnown(params, typeKey, repositoryKey, allowPartialKey, allowEmptyKey); err != nil {
+		return p, err
+	}
+	switch t := params[typeKey]; t {
+	case "", "snapshot":
+		for _, k := range []string{repositoryKey, allowPartialKey, allowEmptyKey} {
+			if _, ok := params[k]; ok {
+				return p, fmt.Errorf("parameter %q goes with type: backup: %w", k, backend.ErrInvalid)
+			}
+		}
+		return p, nil
+	case "backup":
+		p.backup = true
+	default:
+		return p, fmt.Errorf("parameter %q is %q, but must be snapshot or backup: %w", typeKey, t, backend.ErrInvalid)
+	}
+	if p.repository = params[repositoryKey]; p.repository == "" {
+		return p, fmt.Errorf("type: backup needs parameter %q, the name of a repository: %w", repositoryKey, backend.ErrInvalid)
+	}
+	if !repository.MatchString(p.repository) {
+		return p, fmt.Errorf("parameter %q: %q is not a repository's name (lower-case letters, digits, '.', '_', '-'): %w",
+			repositoryKey, p.repository, backend.ErrInvalid)
+	}
+	var err error
+	if p.allowPartial, err = flag(params, allowPartialKey); err != nil {
+		return p, err
+	}
+	p.allowEmpty, err = flag(params, allowEmptyKey)
+	return p, err
+}
+
+func flag(params map[string]string, key string) (bool, error) {
+	v, ok := params[key]
+	if !ok {
+		return false, nil
+	}
+	b, err := strconv.ParseBool(v)
+	if err != nil {
+		return false, fmt.Errorf("parameter %q is %q, but must be \"true\" or \"false\": %w", key, v, backend.ErrInvalid)
+	}
+	return b, nil
+}
+
+// onlyKnown refuses a key that is neither known nor the orchestrator's.
+func onlyKnown(params map[string]string, known ...string) error {
+	for _, k := range slices.Sorted(maps.Keys(params)) {
+		if !slices.Contains(known, k) && !strings.HasPrefix(k, orchestratorPrefix) {
+			return fmt.Errorf("unknown parameter %q%s: %w", k, nearest.Hint(k, known), backend.ErrInvalid)
+		}
+	}
+	return nil
+}

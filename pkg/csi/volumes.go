@@ -1,0 +1,770 @@
+package csi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+
+	"github.com/abaca-csi/abaca/pkg/backend"
+	"github.com/abaca-csi/abaca/pkg/backup"
+)
+
+const (
+	// defaultSize is what a request without a size gets.
+	defaultSize = 1 << 30
+	// maxName is more than any orchestrator uses and any storage system must
+	// take (CSI spec 1.13, "Size Limits": 128 bytes, and more at will).
+	maxName = 1024
+)
+
+// The entries of backend.Share.Description: what is needed to describe the
+// volume again from the share alone.
+const (
+	describeSource = "source" // the handle it was made from
+	describeClaim  = "claim"
+	describeModes  = "accessModes" // comma-separated
+	describeClass  = "parameters"  // JSON
+)
+
+// creation is a CreateVolume request that has been read and found sound.
+type creation struct {
+	name        string
+	min, max    int64 // bytes; max 0: no bound
+	readOnly    bool  // only *_READER_ONLY modes
+	backendName string
+	backend     backend.Backend
+	source      string // handle, or empty
+	description map[string]string
+	requisite   []*csi.Topology
+}
+
+// consumer is the name under which the volume holds what it is made of. A
+// volume's name has one, whatever the volume is, and one consumer holds one
+// target: so two volumes of one name cannot be two different things.
+func (c creation) consumer() string { return consumerPrefix + digest(c.name) }
+
+// CreateVolume makes a share, or a reference to a snapshot. Its forms are those
+// of the table in the README.
+func (d *Driver) CreateVolume(ctx context.Context, req *csi.CreateVolumeRequest) (*csi.CreateVolumeResponse, error) {
+	c, err := d.readCreation(req)
+	if err != nil {
+		return nil, err
+	}
+	snapshotID := req.GetVolumeContentSource().GetSnapshot().GetSnapshotId()
+	volumeID := req.GetVolumeContentSource().GetVolume().GetVolumeId()
+	switch {
+	case snapshotID != "":
+		return d.createFromSnapshot(ctx, c, snapshotID)
+	case volumeID != "":
+		return d.createFromVolume(ctx, c, volumeID)
+	case req.GetVolumeContentSource() != nil:
+		return nil, fmt.Errorf("the volume content source names neither a snapshot nor a volume: %w", backend.ErrInvalid)
+	case c.readOnly:
+		return nil, fmt.Errorf("a volume that can only be read needs a source, a snapshot or a volume: %w", backend.ErrInvalid)
+	}
+	return d.createEmpty(ctx, c)
+}
+
+func (d *Driver) readCreation(req *csi.CreateVolumeRequest) (creation, error) {
+	c := creation{name: req.GetName(), requisite: req.GetAccessibilityRequirements().GetRequisite()}
+	if err := checkName(c.name); err != nil {
+		return c, err
+	}
+	var err error
+	if c.readOnly, err = readerOnly(req.GetVolumeCapabilities()); err != nil {
+		return c, err
+	}
+	class, err := parseClass(req.GetParameters())
+	if err != nil {
+		return c, err
+	}
+	if len(req.GetMutableParameters()) > 0 {
+		return c, fmt.Errorf("volumes have no mutable parameters: %w", backend.ErrInvalid)
+	}
+	if c.min, c.max, err = sizes(req.GetCapacityRange()); err != nil {
+		return c, err
+	}
+	if c.backendName, c.backend, err = d.backend(class.backend); err != nil {
+		return c, fmt.Errorf("parameter %q: %w: %w", backendKey, err, backend.ErrInvalid)
+	}
+	parameters, err := json.Marshal(req.GetParameters())
+	if err != nil {
+		return c, err
+	}
+	var modes []string
+	for _, vc := range req.GetVolumeCapabilities() {
+		modes = append(modes, vc.GetAccessMode().GetMode().String())
+	}
+	c.description = map[string]string{
+		describeClaim: class.claim, describeModes: strings.Join(modes, ","), describeClass: string(parameters)}
+	return c, nil
+}
+
+func checkName(name string) error {
+	switch {
+	case name == "":
+		return fmt.Errorf("the name is missing: %w", backend.ErrInvalid)
+	case len(name) > maxName:
+		return fmt.Errorf("the name has %d bytes, more than %d: %w", len(name), maxName, backend.ErrInvalid)
+	}
+	return nil
+}
+
+// readerOnly says whether all the capabilities only read. Mounted file trees in
+// any access mode are what there is.
+func readerOnly(caps []*csi.VolumeCapability) (bool, error) {
+	if len(caps) == 0 {
+		return false, fmt.Errorf("the volume capabilities are missing: %w", backend.ErrInvalid)
+	}
+	readers := 0
+	for _, vc := range caps {
+		if vc.GetBlock() != nil {
+			return false, fmt.Errorf("shares are file trees, not block devices: %w", backend.ErrInvalid)
+		}
+		if vc.GetMount() == nil {
+			return false, fmt.Errorf("a volume capability has no access type: %w", backend.ErrInvalid)
+		}
+		if reads(vc) {
+			readers++
+		} else if vc.GetAccessMode().GetMode() == csi.VolumeCapability_AccessMode_UNKNOWN {
+			return false, fmt.Errorf("a volume capability has no access mode: %w", backend.ErrInvalid)
+		}
+	}
+	return readers == len(caps), nil
+}
+
+func reads(vc *csi.VolumeCapability) bool {
+	switch vc.GetAccessMode().GetMode() {
+	case csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY, csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY:
+		return true
+	}
+	return false
+}
+
+// sizes returns the range of sizes that a request allows, in bytes; 0 is no
+// bound.
+func sizes(r *csi.CapacityRange) (least, most int64, err error) {
+	least, most = r.GetRequiredBytes(), r.GetLimitBytes()
+	switch {
+	case least < 0 || most < 0:
+		return 0, 0, fmt.Errorf("a size is negative: %w", backend.ErrInvalid)
+	case most > 0 && most < least:
+		return 0, 0, fmt.Errorf("the size limit of %d bytes is below the required %d: %w", most, least, backend.ErrInvalid)
+	}
+	return least, most, nil
+}
+
+// holding raises the least size to what the source needs. A request asks for at
+// least so many bytes, so more is right as long as its limit allows it.
+func (c *creation) holding(source string, size int64) error {
+	if c.max > 0 && size > c.max {
+		return fmt.Errorf("the %s is of a volume of %d bytes, more than the limit of %d: %w", source, size, c.max, errRange)
+	}
+	c.min = max(c.min, size)
+	return nil
+}
+
+// createEmpty makes a share with nothing in it.
+func (d *Driver) createEmpty(ctx context.Context, c creation) (*csi.CreateVolumeResponse, error) {
+	share, err := c.existing(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if share == nil {
+		if c.min == 0 {
+			if c.min = defaultSize; c.max > 0 {
+				c.min = min(c.min, c.max)
+			}
+		}
+		if share, err = c.makeShare(ctx, backend.CreateShareRequest{}); err != nil {
+			return nil, err
+		}
+	}
+	return d.answerShare(ctx, c, share)
+}
+
+// existing returns the share that bears the volume's name, or nil.
+func (c creation) existing(ctx context.Context) (*backend.Share, error) {
+	share, err := c.backend.ShareNamed(ctx, c.name)
+	if errors.Is(err, backend.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case share.Description[describeSource] != c.source:
+		return nil, fmt.Errorf("volume %q exists, made from %q and not from %q: %w",
+			c.name, share.Description[describeSource], c.source, backend.ErrConflict)
+	case share.Size < c.min || c.max > 0 && share.Size > c.max:
+		return nil, fmt.Errorf("volume %q exists with %d bytes, which is not what is asked for: %w", c.name, share.Size, backend.ErrConflict)
+	case share.Role != backend.RoleUser:
+		return nil, fmt.Errorf("share %q exists and is not a volume: %w", c.name, backend.ErrConflict)
+	}
+	return share, nil
+}
+
+func (c creation) makeShare(ctx context.Context, req backend.CreateShareRequest) (*backend.Share, error) {
+	// A share could not be exported for a name that a snapshot volume has.
+	held, err := c.backend.ExportOf(ctx, c.consumer())
+	if err == nil && held.Target.SnapshotID != "" {
+		return nil, fmt.Errorf("volume %q exists and refers to a snapshot: %w", c.name, backend.ErrConflict)
+	}
+	if err != nil && !errors.Is(err, backend.ErrNotFound) {
+		return nil, err
+	}
+	req.Name, req.MinSize, req.MaxSize, req.Role = c.name, c.min, c.max, backend.RoleUser
+	req.Description = map[string]string{describeSource: c.source}
+	for k, v := range c.description {
+		req.Description[k] = v
+	}
+	return c.backend.CreateShare(ctx, req)
+}
+
+// answerShare exports the share for its volume and describes the volume.
+func (d *Driver) answerShare(ctx context.Context, c creation, share *backend.Share) (*csi.CreateVolumeResponse, error) {
+	export, err := c.backend.Export(ctx, backend.Target{ShareID: share.ID}, c.consumer())
+	if err != nil {
+		return nil, fmt.Errorf("export volume %q: %w", c.name, err)
+	}
+	return d.answer(c, Volume{Backend: c.backendName, Share: share.ID}, share.Size, export)
+}
+
+func (d *Driver) answer(c creation, v Volume, size int64, export *backend.Export) (*csi.CreateVolumeResponse, error) {
+	volume := &csi.Volume{VolumeId: v.String(), CapacityBytes: size, AccessibleTopology: topology(export.Node)}
+	if err := reachable(export.Node, c.requisite); err != nil {
+		return nil, err
+	}
+	if c.source != "" {
+		volume.ContentSource = contentSource(c.source)
+	}
+	return &csi.CreateVolumeResponse{Volume: volume}, nil
+}
+
+// topology says where a volume can be used: on one node, or anywhere.
+func topology(node string) []*csi.Topology {
+	if node == "" {
+		return nil
+	}
+	return []*csi.Topology{{Segments: map[string]string{TopologyKey: node}}}
+}
+
+// reachable checks that one of the required places can reach the node.
+func reachable(node string, requisite []*csi.Topology) error {
+	if node == "" || len(requisite) == 0 {
+		return nil
+	}
+	for _, t := range requisite {
+		if at, ok := t.GetSegments()[TopologyKey]; !ok || at == node {
+			return nil
+		}
+	}
+	return fmt.Errorf("the backend serves node %q, which is not among those that the volume is wanted on: %w", node, backend.ErrExhausted)
+}
+
+// contentSource puts a source's handle back into the request's terms.
+func contentSource(handle string) *csi.VolumeContentSource {
+	if _, err := ParseSnapshot(handle); err == nil {
+		return &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{
+			Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: handle}}}
+	}
+	return &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Volume{
+		Volume: &csi.VolumeContentSource_VolumeSource{VolumeId: handle}}}
+}
+
+// sourceBackend returns the backend that has the source, and sees to it that
+// the volume is made there.
+func (d *Driver) sourceBackend(c *creation, name string) error {
+	b := d.Backends[name]
+	if b == nil {
+		return fmt.Errorf("the source is on backend %q, which is not configured: %w", name, backend.ErrNotFound)
+	}
+	c.backendName, c.backend = name, b
+	return nil
+}
+
+func (d *Driver) createFromSnapshot(ctx context.Context, c creation, id string) (*csi.CreateVolumeResponse, error) {
+	c.source = id
+	s, err := ParseSnapshot(id)
+	if err != nil {
+		return nil, err
+	}
+	if s.Backed() {
+		return d.createFromBackup(ctx, c, s)
+	}
+	if err := d.sourceBackend(&c, s.Backend); err != nil {
+		return nil, err
+	}
+	if c.readOnly {
+		snapshot, err := userSnapshot(ctx, c.backend, s)
+		if err != nil {
+			return nil, err
+		}
+		return d.createReference(ctx, c, snapshot)
+	}
+	share, err := c.existing(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if share == nil {
+		snapshot, err := userSnapshot(ctx, c.backend, s)
+		if err != nil {
+			return nil, err
+		}
+		if err := c.holding("snapshot", snapshot.Size); err != nil {
+			return nil, err
+		}
+		if share, err = c.makeShare(ctx, backend.CreateShareRequest{FromSnapshot: s.Snapshot}); err != nil {
+			return nil, err
+		}
+	}
+	return d.answerShare(ctx, c, share)
+}
+
+// createReference makes a snapshot volume: nothing but a durable hold on the
+// snapshot. It has no size of its own, so it has whatever size is asked for and
+// an orchestrator never finds it too small.
+func (d *Driver) createReference(ctx context.Context, c creation, snapshot *backend.Snapshot) (*csi.CreateVolumeResponse, error) {
+	if err := c.holding("snapshot", snapshot.Size); err != nil {
+		return nil, err
+	}
+	_, err := c.backend.ShareNamed(ctx, c.name)
+	if err == nil {
+		return nil, fmt.Errorf("volume %q exists and is a share of its own: %w", c.name, backend.ErrConflict)
+	}
+	if !errors.Is(err, backend.ErrNotFound) {
+		return nil, err
+	}
+	export, err := c.backend.Export(ctx, backend.Target{SnapshotID: snapshot.ID}, c.consumer())
+	if err != nil {
+		return nil, fmt.Errorf("hold snapshot %s for volume %q: %w", snapshot.ID, c.name, err)
+	}
+	return d.answer(c, Volume{Backend: c.backendName, Snapshot: snapshot.ID, Consumer: c.consumer()}, c.min, export)
+}
+
+// createFromVolume goes by way of a temporary snapshot: a snapshot volume keeps
+// it for its own lifetime, a clone drops it as soon as it is made.
+func (d *Driver) createFromVolume(ctx context.Context, c creation, id string) (*csi.CreateVolumeResponse, error) {
+	c.source = id
+	v, err := ParseVolume(id)
+	if err != nil {
+		return nil, err
+	}
+	if v.Referring() {
+		return nil, fmt.Errorf("%s refers to a snapshot; make the volume from that snapshot: %w", id, backend.ErrUnsupported)
+	}
+	if err := d.sourceBackend(&c, v.Backend); err != nil {
+		return nil, err
+	}
+	temporary := backend.CreateSnapshotRequest{Name: "volume/" + c.name, ShareID: v.Share, Role: backend.RoleTemporary}
+	if c.readOnly {
+		snapshot, err := c.backend.CreateSnapshot(ctx, temporary)
+		if err != nil {
+			return nil, err
+		}
+		return d.createReference(ctx, c, snapshot)
+	}
+	share, err := c.existing(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if share == nil {
+		source, err := c.backend.Share(ctx, v.Share)
+		if err != nil {
+			return nil, err
+		}
+		if err := c.holding("source", source.Size); err != nil {
+			return nil, err
+		}
+		snapshot, err := c.backend.CreateSnapshot(ctx, temporary)
+		if err != nil {
+			return nil, err
+		}
+		if share, err = c.makeShare(ctx, backend.CreateShareRequest{FromSnapshot: snapshot.ID}); err != nil {
+			if errors.Is(err, backend.ErrInvalid) || errors.Is(err, backend.ErrExhausted) {
+				// Nobody may call again after an answer that is final.
+				err = errors.Join(err, c.backend.DeleteSnapshot(context.WithoutCancel(ctx), snapshot.ID))
+			}
+			return nil, err
+		}
+	}
+	// Also when the clone was there already: the last call may have ended here.
+	if err := c.backend.DeleteSnapshot(ctx, share.FromSnapshot); err != nil {
+		return nil, err
+	}
+	return d.answerShare(ctx, c, share)
+}
+
+// restorePoll is how often a CreateVolume looks whether its restore has ended,
+// and restoreWait how long it does so before it answers "not yet".
+const (
+	restorePoll = 200 * time.Millisecond
+	restoreWait = 5 * time.Second
+)
+
+// createFromBackup fills a draft share from the repository. It becomes a volume
+// only once every byte is restored and verified.
+func (d *Driver) createFromBackup(ctx context.Context, c creation, s Snapshot) (*csi.CreateVolumeResponse, error) {
+	engine, err := d.engine()
+	if err != nil {
+		return nil, err
+	}
+	if c.readOnly {
+		return nil, fmt.Errorf("a backup cannot be mounted in place yet; ask for a writer mode to restore it: %w", backend.ErrUnsupported)
+	}
+	share, err := c.existing(ctx)
+	if err != nil {
+		return nil, err
+	}
+	restore := restoreID(c.name)
+	if share != nil && !share.Draft {
+		// The record may have outlived the last call.
+		if err := engine.EndRestore(ctx, restore); err != nil {
+			return nil, err
+		}
+		return d.answerShare(ctx, c, share)
+	}
+	if share == nil {
+		if share, err = d.draftFor(ctx, c, engine, s); err != nil {
+			return nil, err
+		}
+	}
+	target := backend.Target{ShareID: share.ID}
+	export, err := c.backend.Export(ctx, target, restore)
+	if err != nil {
+		return nil, err
+	}
+	st, err := d.awaitRestore(ctx, engine, backup.RestoreRequest{ID: restore, Repository: s.Repository, Backup: s.Backup, Target: backup.Source(export)})
+	if errors.Is(err, backup.ErrFailed) || errors.Is(err, backend.ErrExhausted) {
+		// Final: the orchestrator may never come back, so nothing stays.
+		return nil, errors.Join(err, c.backend.DeleteShare(context.WithoutCancel(ctx), share.ID))
+	}
+	if err != nil {
+		return nil, err
+	}
+	if st.Phase != backup.Succeeded {
+		return nil, fmt.Errorf("volume %q is being restored: %s: %w", c.name, percentage(st), backend.ErrPending)
+	}
+	if err := c.backend.Unexport(ctx, target, restore); err != nil {
+		return nil, err
+	}
+	if err := c.backend.CommitShare(ctx, share.ID); err != nil {
+		return nil, err
+	}
+	if err := engine.EndRestore(ctx, restore); err != nil {
+		return nil, err
+	}
+	return d.answerShare(ctx, c, share)
+}
+
+func restoreID(name string) string { return "restore-" + digest(name) }
+
+// draftFor makes the share that a backup is restored into.
+func (d *Driver) draftFor(ctx context.Context, c creation, engine *backup.Engine, s Snapshot) (*backend.Share, error) {
+	b, err := engine.Find(ctx, s.Repository, s.Backup)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case b.Failure != "":
+		return nil, fmt.Errorf("backup %s has not succeeded: %s: %w", c.source, b.Failure, backend.ErrUnavailable)
+	case !b.Ready:
+		return nil, fmt.Errorf("backup %s is still being made: %w", c.source, backend.ErrUnavailable)
+	}
+	if err := c.holding("backup", b.Size); err != nil {
+		return nil, err
+	}
+	return c.makeShare(ctx, backend.CreateShareRequest{Draft: true})
+}
+
+// awaitRestore gives a short restore the time to end within the call.
+func (d *Driver) awaitRestore(ctx context.Context, engine *backup.Engine, req backup.RestoreRequest) (*backup.Status, error) {
+	until := d.Now().Add(restoreWait)
+	for {
+		st, err := engine.Restore(ctx, req)
+		if err != nil || st.Phase == backup.Succeeded || d.Now().After(until) {
+			return st, err
+		}
+		select {
+		case <-ctx.Done():
+			return st, nil
+		case <-time.After(restorePoll):
+		}
+	}
+}
+
+func percentage(st *backup.Status) string {
+	p := st.Progress
+	if p.BytesTotal == 0 {
+		return "0 %"
+	}
+	return fmt.Sprintf("%d %% (%d of %d bytes, %d of %d files)",
+		100*p.BytesDone/p.BytesTotal, p.BytesDone, p.BytesTotal, p.FilesDone, p.FilesTotal)
+}
+
+// DeleteVolume removes a share, or ends a reference and the snapshot that was
+// cut for it alone. What is not one of ours is gone already.
+func (d *Driver) DeleteVolume(ctx context.Context, req *csi.DeleteVolumeRequest) (*csi.DeleteVolumeResponse, error) {
+	if req.GetVolumeId() == "" {
+		return nil, errNoVolumeID
+	}
+	v, err := ParseVolume(req.GetVolumeId())
+	if err != nil {
+		return &csi.DeleteVolumeResponse{}, nil
+	}
+	b, err := d.backendOf(v.Backend)
+	if err != nil {
+		return nil, err
+	}
+	if v.Referring() {
+		err = deleteReference(ctx, b, v)
+	} else {
+		err = d.deleteShare(ctx, b, v.Share)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("delete volume %s: %w", v, err)
+	}
+	return &csi.DeleteVolumeResponse{}, nil
+}
+
+func deleteReference(ctx context.Context, b backend.Backend, v Volume) error {
+	if err := b.Unexport(ctx, v.Target(), v.Consumer); err != nil {
+		return err
+	}
+	snapshot, err := b.Snapshot(ctx, v.Snapshot)
+	if errors.Is(err, backend.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	// Only what was cut for this very volume.
+	if name, ok := strings.CutPrefix(snapshot.Name, "volume/"); ok && snapshot.Role == backend.RoleTemporary &&
+		v.Consumer == consumerPrefix+digest(name) {
+		return b.DeleteSnapshot(ctx, v.Snapshot)
+	}
+	return nil
+}
+
+func (d *Driver) deleteShare(ctx context.Context, b backend.Backend, id string) error {
+	share, err := b.Share(ctx, id)
+	if errors.Is(err, backend.ErrNotFound) {
+		return b.DeleteShare(ctx, id) // there may be remains
+	}
+	if err != nil {
+		return err
+	}
+	if d.Backups != nil {
+		// A restore that still fills it; its record goes before the share does,
+		// so that nobody starts it again.
+		if err := d.Backups.EndRestore(ctx, restoreID(share.Name)); err != nil {
+			return err
+		}
+	}
+	return b.DeleteShare(ctx, id)
+}
+
+var errNoVolumeID = fmt.Errorf("the volume id is missing: %w", backend.ErrInvalid)
+
+// ControllerExpandVolume raises the size of a share, in use or not.
+func (d *Driver) ControllerExpandVolume(ctx context.Context, req *csi.ControllerExpandVolumeRequest) (*csi.ControllerExpandVolumeResponse, error) {
+	v, b, err := d.volume(req.GetVolumeId())
+	if err != nil {
+		return nil, err
+	}
+	if v.Referring() {
+		return nil, fmt.Errorf("%s refers to a snapshot and cannot grow: %w", v, backend.ErrUnsupported)
+	}
+	if req.GetCapacityRange() == nil {
+		return nil, fmt.Errorf("the capacity range is missing: %w", backend.ErrInvalid)
+	}
+	least, most, err := sizes(req.GetCapacityRange())
+	if err != nil {
+		return nil, err
+	}
+	share, err := b.Share(ctx, v.Share)
+	if err != nil {
+		return nil, err
+	}
+	if most > 0 && share.Size > most {
+		return nil, fmt.Errorf("volume %s has %d bytes, more than the limit of %d, and volumes do not shrink: %w", v, share.Size, most, errRange)
+	}
+	if share, err = b.ExpandShare(ctx, v.Share, least); err != nil {
+		return nil, err
+	}
+	return &csi.ControllerExpandVolumeResponse{CapacityBytes: share.Size}, nil
+}
+
+// volume returns the backend of a volume that a request names.
+func (d *Driver) volume(id string) (Volume, backend.Backend, error) {
+	if id == "" {
+		return Volume{}, nil, errNoVolumeID
+	}
+	v, err := ParseVolume(id)
+	if err != nil {
+		return v, nil, err
+	}
+	b, err := d.backendOf(v.Backend)
+	return v, b, err
+}
+
+// ValidateVolumeCapabilities confirms what the volume can really be used for.
+func (d *Driver) ValidateVolumeCapabilities(ctx context.Context, req *csi.ValidateVolumeCapabilitiesRequest) (*csi.ValidateVolumeCapabilitiesResponse, error) {
+	v, b, err := d.volume(req.GetVolumeId())
+	if err != nil {
+		return nil, err
+	}
+	if len(req.GetVolumeCapabilities()) == 0 {
+		return nil, fmt.Errorf("the volume capabilities are missing: %w", backend.ErrInvalid)
+	}
+	if _, err := d.describe(ctx, b, v); err != nil {
+		return nil, err
+	}
+	resp := &csi.ValidateVolumeCapabilitiesResponse{}
+	for _, vc := range req.GetVolumeCapabilities() {
+		if _, err := readerOnly([]*csi.VolumeCapability{vc}); err != nil {
+			resp.Message = err.Error()
+			return resp, nil
+		}
+		if v.Referring() && !reads(vc) {
+			resp.Message = "the volume refers to a snapshot and can only be read: access mode " + vc.GetAccessMode().GetMode().String()
+			return resp, nil
+		}
+	}
+	resp.Confirmed = &csi.ValidateVolumeCapabilitiesResponse_Confirmed{
+		VolumeContext: req.GetVolumeContext(), VolumeCapabilities: req.GetVolumeCapabilities(), Parameters: req.GetParameters()}
+	return resp, nil
+}
+
+// state is what there is to say about one volume.
+type state struct {
+	volume  *csi.Volume
+	problem string // empty for a healthy one
+}
+
+// describe looks a volume up. ErrNotFound when there is none.
+func (d *Driver) describe(ctx context.Context, b backend.Backend, v Volume) (state, error) {
+	if !v.Referring() {
+		share, err := b.Share(ctx, v.Share)
+		if err != nil {
+			return state{}, err
+		}
+		if share.Role != backend.RoleUser || share.Draft {
+			return state{}, fmt.Errorf("volume %s: %w", v, backend.ErrNotFound)
+		}
+		return describeShareVolume(v, share), nil
+	}
+	snapshot, err := b.Snapshot(ctx, v.Snapshot)
+	if err != nil {
+		return state{}, err
+	}
+	held, err := b.ExportOf(ctx, v.Consumer)
+	if err != nil {
+		return state{}, fmt.Errorf("volume %s: %w", v, err)
+	}
+	if held.Target != v.Target() {
+		return state{}, fmt.Errorf("volume %s: %w", v, backend.ErrNotFound)
+	}
+	return describeReference(v, snapshot), nil
+}
+
+func describeShareVolume(v Volume, share *backend.Share) state {
+	volume := &csi.Volume{VolumeId: v.String(), CapacityBytes: share.Size}
+	if source := share.Description[describeSource]; source != "" {
+		volume.ContentSource = contentSource(source)
+	}
+	return state{volume: volume, problem: share.Problem}
+}
+
+func describeReference(v Volume, snapshot *backend.Snapshot) state {
+	return state{volume: &csi.Volume{VolumeId: v.String(), CapacityBytes: snapshot.Size,
+		ContentSource: contentSource(Snapshot{Backend: v.Backend, Snapshot: v.Snapshot}.String())}}
+}
+
+// ControllerGetVolume returns one volume.
+func (d *Driver) ControllerGetVolume(ctx context.Context, req *csi.ControllerGetVolumeRequest) (*csi.ControllerGetVolumeResponse, error) {
+	v, b, err := d.volume(req.GetVolumeId())
+	if err != nil {
+		return nil, err
+	}
+	s, err := d.describe(ctx, b, v)
+	if err != nil {
+		return nil, err
+	}
+	return &csi.ControllerGetVolumeResponse{Volume: s.volume, Status: &csi.ControllerGetVolumeResponse_VolumeStatus{}}, nil
+}
+
+// ControllerGetVolumeHealth says what is wrong with one volume, if anything.
+func (d *Driver) ControllerGetVolumeHealth(ctx context.Context, req *csi.ControllerGetVolumeHealthRequest) (*csi.ControllerGetVolumeHealthResponse, error) {
+	v, b, err := d.volume(req.GetVolumeId())
+	if err != nil {
+		return nil, err
+	}
+	s, err := d.describe(ctx, b, v)
+	if err != nil {
+		return nil, err
+	}
+	return &csi.ControllerGetVolumeHealthResponse{VolumeHealth: s.health()}, nil
+}
+
+func (s state) health() *csi.VolumeHealth {
+	h := &csi.VolumeHealth{VolumeId: s.volume.GetVolumeId()}
+	if s.problem != "" {
+		h.HealthStatuses = []*csi.VolumeHealth_VolumeHealthEntry{{
+			Status: csi.VolumeHealthErrorType_INACCESSIBLE, Reason: "StorageProblem", Message: s.problem}}
+	}
+	return h
+}
+
+// GetCapacity returns how many bytes new volumes can be given.
+func (d *Driver) GetCapacity(ctx context.Context, req *csi.GetCapacityRequest) (*csi.GetCapacityResponse, error) {
+	class, err := parseClass(req.GetParameters())
+	if err != nil {
+		return nil, err
+	}
+	_, b, err := d.backend(class.backend)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", err, backend.ErrInvalid)
+	}
+	reporter, ok := b.(backend.CapacityReporter)
+	if !ok {
+		return nil, fmt.Errorf("the backend does not know its capacity: %w", backend.ErrUnsupported)
+	}
+	capacity, err := reporter.Capacity(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if at, ok := req.GetAccessibleTopology().GetSegments()[TopologyKey]; ok && capacity.Node != "" && at != capacity.Node {
+		return &csi.GetCapacityResponse{}, nil
+	}
+	return &csi.GetCapacityResponse{AvailableCapacity: capacity.Available,
+		MaximumVolumeSize: wrap(capacity.MaxShareSize), MinimumVolumeSize: wrap(capacity.MinShareSize)}, nil
+}
+
+// ControllerGetCapabilities says what the controller can do.
+func (d *Driver) ControllerGetCapabilities(context.Context, *csi.ControllerGetCapabilitiesRequest) (*csi.ControllerGetCapabilitiesResponse, error) {
+	resp := &csi.ControllerGetCapabilitiesResponse{}
+	for _, t := range []csi.ControllerServiceCapability_RPC_Type{
+		csi.ControllerServiceCapability_RPC_CREATE_DELETE_VOLUME,
+		csi.ControllerServiceCapability_RPC_CREATE_DELETE_SNAPSHOT,
+		csi.ControllerServiceCapability_RPC_CLONE_VOLUME,
+		csi.ControllerServiceCapability_RPC_EXPAND_VOLUME,
+		csi.ControllerServiceCapability_RPC_LIST_VOLUMES,
+		csi.ControllerServiceCapability_RPC_LIST_SNAPSHOTS,
+		csi.ControllerServiceCapability_RPC_GET_CAPACITY,
+		csi.ControllerServiceCapability_RPC_GET_VOLUME,
+		csi.ControllerServiceCapability_RPC_GET_SNAPSHOT,
+		csi.ControllerServiceCapability_RPC_GET_VOLUME_HEALTH,
+		csi.ControllerServiceCapability_RPC_LIST_VOLUME_HEALTH,
+		csi.ControllerServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
+	} {
+		resp.Capabilities = append(resp.Capabilities, &csi.ControllerServiceCapability{
+			Type: &csi.ControllerServiceCapability_Rpc{Rpc: &csi.ControllerServiceCapability_RPC{Type: t}}})
+	}
+	return resp, nil
+}

@@ -1,0 +1,419 @@
+package mover
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/go-logr/logr"
+
+	"github.com/abaca-csi/abaca/pkg/mount"
+	"github.com/abaca-csi/abaca/pkg/restic"
+)
+
+const (
+	dataName        = "data"
+	descriptionName = "volume.json"
+)
+
+// DefaultLockWait is how long a mover waits for a live lock of the repository.
+const DefaultLockWait = 10 * time.Minute
+
+// Env is what a mover works with.
+type Env struct {
+	// Dir is where the volume is; empty for [Dir].
+	Dir    string
+	Restic restic.Client
+	Mounts mount.Interface
+	// Report is told how far restic is; nil for nobody. It must not block.
+	Report func(restic.Progress)
+	Log    logr.Logger
+	// InitLock keeps two movers from making one repository at once, which on an
+	// object store would end with two configurations; nil when nobody else can.
+	InitLock func(ctx context.Context) (release func(), err error)
+	// LockWait is how long to wait for a live lock; 0 is DefaultLockWait.
+	LockWait time.Duration
+}
+
+// Run does the task, and says how it ended. It may be killed at any point and
+// called again with the same task and Recover.
+//
+// After a successful backup exactly one restic snapshot bears the tag of the
+// backup, and at no time more than one. After a lasting failure there may be
+// one of an earlier run, if the failure came before the repository was reached.
+func Run(ctx context.Context, task Task, env Env) Result {
+	m := &mover{Env: env, task: task}
+	m.Dir, m.LockWait = cmp.Or(m.Dir, Dir), cmp.Or(m.LockWait, DefaultLockWait)
+	err := task.validate()
+	switch {
+	case err != nil:
+		err = &failure{ReasonConfig, err}
+	case task.Backup != nil:
+		err = m.backup(ctx, task.Backup)
+	default:
+		err = m.restore(ctx, task.Restore)
+	}
+	if err == nil {
+		return m.result
+	}
+	return Result{Error: err.Error(), Reason: m.reason(ctx, err)}
+}
+
+type mover struct {
+	Env
+	task   Task
+	result Result
+}
+
+// failure is an error whose reason is known where it is made.
+type failure struct {
+	reason Reason
+	error
+}
+
+func (f *failure) Unwrap() error { return f.error }
+
+func fail(reason Reason, format string, args ...any) error {
+	return &failure{reason, fmt.Errorf(format, args...)}
+}
+
+// reasons are the errors of restic that mean the same to every task.
+var reasons = []struct {
+	is     error
+	reason Reason
+}{
+	{restic.ErrWrongPassword, ReasonPassword},
+	{restic.ErrLocked, ReasonLocked},
+	{restic.ErrConfig, ReasonConfig},
+	{restic.ErrVersion, ReasonConfig},
+}
+
+func (m *mover) reason(ctx context.Context, err error) Reason {
+	var known *failure
+	if errors.As(err, &known) {
+		return known.reason
+	}
+	if ctx.Err() != nil {
+		return ReasonStopped
+	}
+	var said *restic.Error
+	if errors.As(err, &said) && said.NoSpace() {
+		return ReasonNoSpace
+	}
+	for _, r := range reasons {
+		if errors.Is(err, r.is) {
+			return r.reason
+		}
+	}
+	// A backup makes the repository, so one that is gone vanished meanwhile.
+	if errors.Is(err, restic.ErrNoRepository) && m.task.Restore != nil {
+		return ReasonNotFound
+	}
+	return ReasonRepository
+}
+
+var (
+	validID = regexp.MustCompile(`^[a-z0-9-]{1,63}$`)
+	// Restic separates tags by commas.
+	validTag = regexp.MustCompile(`^[^,\s]+$`)
+)
+
+func (t *Task) validate() error {
+	if !validID.MatchString(t.ID) {
+		return fmt.Errorf("task id %q is not 1 to 63 bytes of [a-z0-9-]", t.ID)
+	}
+	if (t.Backup == nil) == (t.Restore == nil) {
+		return errors.New("a task is either a backup or a restore")
+	}
+	if t.Restore != nil {
+		if !validTag.MatchString(t.Restore.Backup) {
+			return fmt.Errorf("backup id %q is empty or holds a comma or white space", t.Restore.Backup)
+		}
+		return nil
+	}
+	b := t.Backup
+	for name, value := range map[string]string{"backup id": b.Backup, "volume handle": b.Volume, "host": b.Host} {
+		if !validTag.MatchString(value) {
+			return fmt.Errorf("%s %q is empty or holds a comma or white space", name, value)
+		}
+	}
+	if b.Time.IsZero() || b.Size < 0 || !json.Valid(b.Description) {
+		return errors.New("a backup needs a time, a size of 0 or more, and a description in JSON")
+	}
+	return nil
+}
+
+// backup makes one restic snapshot of Dir.
+func (m *mover) backup(ctx context.Context, b *Backup) error {
+	if err := m.prove(ctx, true); err != nil {
+		return err
+	}
+	if err := m.describe(b); err != nil {
+		return err
+	}
+	if m.task.Recover {
+		if err := m.recover(ctx); err != nil {
+			return err
+		}
+	}
+	snapshots, err := m.snapshots(ctx, b)
+	if err != nil {
+		return err
+	}
+	// A snapshot of this very backup is from a run that died before it could say
+	// how it ended. Files may be missing from it, and nothing in it tells. It
+	// goes before there is a second one, not after: then no reader ever finds
+	// two. Its packs stay, so what it had is read again and not uploaded again.
+	var doubtful []string
+	var parent restic.Snapshot
+	for _, s := range snapshots { // oldest first
+		if slices.Contains(s.Tags, TagBackup+b.Backup) {
+			doubtful = append(doubtful, s.ID)
+		} else {
+			parent = s
+		}
+	}
+	if err := m.forget(ctx, doubtful...); err != nil {
+		return err
+	}
+	if err := m.notEmptied(b, parent); err != nil {
+		return err
+	}
+	var summary *restic.BackupSummary
+	err = m.locked(ctx, func(wait time.Duration) (err error) {
+		summary, err = m.Restic.Backup(ctx, restic.BackupRequest{
+			Dir:     m.Dir,
+			Targets: []string{dataName, descriptionName},
+			Host:    b.Host,
+			Tags: []string{
+				TagBackup + b.Backup, TagVolume + b.Volume, TagName + url.QueryEscape(b.Name), fmt.Sprint(TagSize, b.Size),
+			},
+			Time:      b.Time,
+			Parent:    parent.ID,
+			RetryLock: wait,
+		}, m.Report)
+		return err
+	})
+	if errors.Is(err, restic.ErrIncomplete) && summary != nil {
+		if !b.AllowPartial {
+			// Unless it is gone for sure, this task has not ended: the next run
+			// of it starts with forgetting it.
+			if err := m.forget(ctx, summary.SnapshotID); err != nil {
+				return err
+			}
+			return fail(ReasonIncomplete, "%w; see to the files, or accept partial backups", err)
+		}
+		m.Log.Info("Backup lacks files", "snapshot", summary.SnapshotID, "reason", err.Error())
+		var said *restic.Error
+		if errors.As(err, &said) {
+			m.result.Incomplete = said.Paths
+		}
+		err = nil
+	}
+	if err != nil {
+		return err
+	}
+	m.result.Snapshot, m.result.Backup = summary.SnapshotID, summary
+	return m.confirm(ctx, b, summary.SnapshotID)
+}
+
+// confirm looks whether the repository has exactly the given snapshot of the
+// backup. Restic makes the directories that it misses, so it does not notice
+// that a repository's file system has been unmounted meanwhile.
+func (m *mover) confirm(ctx context.Context, b *Backup, id string) error {
+	snapshots, err := m.Restic.Snapshots(ctx, TagBackup+b.Backup)
+	if len(snapshots) == 1 && snapshots[0].ID == id {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look for snapshot %s after the backup: %w", id, err)
+	}
+	return fmt.Errorf("the repository has %d snapshots after the backup, want only %s", len(snapshots), id)
+}
+
+// restore fills Dir/data from the restic snapshot of a backup.
+func (m *mover) restore(ctx context.Context, r *Restore) error {
+	if err := m.prove(ctx, false); err != nil {
+		return err
+	}
+	if m.task.Recover {
+		if err := m.Restic.Unlock(ctx); err != nil {
+			return err
+		}
+	}
+	snapshots, err := m.Restic.Snapshots(ctx, TagBackup+r.Backup)
+	if len(snapshots) == 0 && err != nil {
+		return err
+	}
+	if len(snapshots) == 0 {
+		return fail(ReasonNotFound, "the repository has no backup %q", r.Backup)
+	}
+	snapshot := snapshots[len(snapshots)-1]
+	var summary *restic.RestoreSummary
+	err = m.locked(ctx, func(wait time.Duration) (err error) {
+		summary, err = m.Restic.Restore(ctx, restic.RestoreRequest{SnapshotID: snapshot.ID, Dir: m.Dir, RetryLock: wait}, m.Report)
+		return err
+	})
+	var said *restic.Error
+	if errors.As(err, &said) && said.NoSpace() {
+		return fail(ReasonNoSpace, "%w: the volume is too small for this backup", err)
+	}
+	if err != nil {
+		return err
+	}
+	// Restic has verified what it has written. That it has written everything is
+	// checked here, by two counts that it made independently.
+	restored := summary.FilesRestored + summary.FilesSkipped
+	if summary.FilesRestored < summary.TotalFiles {
+		return fmt.Errorf("restored %d of %d entries only", summary.FilesRestored, summary.TotalFiles)
+	}
+	if s := snapshot.Summary; s != nil && restored < s.TotalFiles+s.TotalDirs {
+		return fmt.Errorf("restored %d entries, and the backup has at least %d", restored, s.TotalFiles+s.TotalDirs)
+	}
+	m.result.Snapshot, m.result.Restore = snapshot.ID, summary
+	return nil
+}
+
+// prove makes sure that Dir/data is what the task means. Nothing else happens
+// before it.
+func (m *mover) prove(ctx context.Context, readOnly bool) error {
+	err := m.Mounts.Prove(ctx, filepath.Join(m.Dir, dataName), m.task.Source, readOnly)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, mount.ErrNotMounted), errors.Is(err, mount.ErrOther), errors.Is(err, mount.ErrWritable), errors.Is(err, mount.ErrInvalid):
+		return fail(ReasonSource, "source of task %s: %w", m.task.ID, err)
+	}
+	// A server that does not answer now may do so later.
+	return fmt.Errorf("source of task %s: %w", m.task.ID, err)
+}
+
+// describe writes volume.json. Its mode and time depend on the task alone, so
+// that a repeated run writes the same.
+func (m *mover) describe(b *Backup) error {
+	var text bytes.Buffer
+	if err := json.Indent(&text, b.Description, "", "  "); err != nil {
+		return fmt.Errorf("write description: %w", err)
+	}
+	text.WriteByte('\n')
+	path := filepath.Join(m.Dir, descriptionName)
+	err := os.WriteFile(path, text.Bytes(), 0o644)
+	if err == nil {
+		err = os.Chmod(path, 0o644) // whatever the umask
+	}
+	if err == nil {
+		err = os.Chtimes(path, b.Time, b.Time)
+	}
+	if err != nil {
+		return fmt.Errorf("write description: %w", err)
+	}
+	return nil
+}
+
+// recover tidies up after a mover that was killed. Its packs are in the
+// repository and in no index, so without a repair they would be uploaded again.
+// The repair needs the repository to itself, and is not worth waiting for.
+func (m *mover) recover(ctx context.Context) error {
+	err := m.Restic.Unlock(ctx)
+	if err == nil {
+		err = m.Restic.RepairIndex(ctx)
+	}
+	switch {
+	case errors.Is(err, restic.ErrNoRepository):
+		return nil // it died before it made one
+	case errors.Is(err, restic.ErrLocked):
+		m.Log.Info("Index is not repaired, as the repository is in use", "reason", err.Error())
+		return nil
+	}
+	return err
+}
+
+// snapshots returns the restic snapshots of the volume, oldest first. It makes
+// the repository when there is none.
+func (m *mover) snapshots(ctx context.Context, b *Backup) ([]restic.Snapshot, error) {
+	snapshots, err := m.Restic.Snapshots(ctx, TagVolume+b.Volume)
+	if errors.Is(err, restic.ErrNoRepository) {
+		if err := m.init(ctx); err != nil {
+			return nil, err
+		}
+		snapshots, err = m.Restic.Snapshots(ctx, TagVolume+b.Volume)
+	}
+	if errors.Is(err, restic.ErrIncomplete) {
+		// One damaged snapshot must not end the backups of all volumes. It can
+		// be no parent, and nobody can take it for this backup.
+		m.Log.Info("Repository holds unreadable snapshots", "repository", m.task.Repository, "reason", err.Error())
+		err = nil
+	}
+	return snapshots, err
+}
+
+// init makes the repository, unless another mover has been faster.
+func (m *mover) init(ctx context.Context) error {
+	if m.InitLock != nil {
+		release, err := m.InitLock(ctx)
+		if err != nil {
+			return err
+		}
+		defer release()
+	}
+	m.Log.Info("Making the repository", "repository", m.task.Repository)
+	made := m.Restic.Init(ctx)
+	if made == nil {
+		return nil
+	}
+	// What counts is what is there.
+	if _, err := m.Restic.Snapshots(ctx, TagBackup); err != nil {
+		return made
+	}
+	return nil
+}
+
+// notEmptied returns ReasonEmpty for a volume that has no entry at all though
+// its last backup had files besides the description: it is rather a mistake of
+// the storage system, or of a person, than a volume worth a backup.
+func (m *mover) notEmptied(b *Backup, parent restic.Snapshot) error {
+	if b.AllowEmpty || parent.Summary == nil || parent.Summary.TotalFiles <= 1 {
+		return nil
+	}
+	entries, err := os.ReadDir(filepath.Join(m.Dir, dataName))
+	if err != nil {
+		return fmt.Errorf("read volume: %w", err)
+	}
+	if slices.ContainsFunc(entries, func(e os.DirEntry) bool { return e.Name() != "lost+found" }) {
+		return nil
+	}
+	return fail(ReasonEmpty, "the volume is empty, and its last backup (%s) has %d files; accept empty backups if this is meant",
+		strings.TrimSpace(parent.Time.UTC().Format(time.RFC3339)), parent.Summary.TotalFiles-1)
+}
+
+// forget removes snapshots.
+func (m *mover) forget(ctx context.Context, ids ...string) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	return m.locked(ctx, func(wait time.Duration) error { return m.Restic.Forget(ctx, wait, ids...) })
+}
+
+// locked calls do until the repository is not locked: at once; then, without
+// the stale locks, for as long as LockWait.
+func (m *mover) locked(ctx context.Context, do func(wait time.Duration) error) error {
+	err := do(0)
+	if !errors.Is(err, restic.ErrLocked) {
+		return err
+	}
+	m.Log.Info("Repository is locked", "repository", m.task.Repository, "reason", err.Error())
+	if err := m.Restic.Unlock(ctx); err != nil {
+		return err
+	}
+	return do(m.LockWait)
+}

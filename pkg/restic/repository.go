@@ -1,0 +1,299 @@
+package restic
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Config says how a repository is reached.
+type Config struct {
+	// Program is the restic program.
+	Program string
+	// Env is the repository's environment, as [LoadEnv] returns it.
+	Env map[string]string
+	// CacheDir is restic's cache; empty for none. Processes may share it.
+	CacheDir string
+	// ExtraFiles are inherited by every restic process, from descriptor 3 on:
+	// a flock on one is held for as long as any of them lives.
+	ExtraFiles []*os.File
+}
+
+// Repository is a [Client] that runs restic. It is safe for concurrent use.
+type Repository struct {
+	config  Config
+	environ []string
+	options []string // before every command
+	redact  *strings.Replacer
+	command func(ctx context.Context, name string, arg ...string) *exec.Cmd
+}
+
+var _ Client = (*Repository)(nil)
+
+// Open returns a client of a repository. It starts nothing and does not look
+// for the repository; ErrConfig when the configuration cannot be right.
+func Open(c Config) (*Repository, error) {
+	if err := checkEnv(c.Env); err != nil {
+		return nil, err
+	}
+	program, err := exec.LookPath(c.Program)
+	if err != nil {
+		return nil, fmt.Errorf("%w: restic program: %w", ErrConfig, err)
+	}
+	c.Program = program
+	r := &Repository{
+		config: c, environ: newEnviron(c), options: []string{"--json"},
+		redact: newRedactor(c.Env), command: exec.CommandContext,
+	}
+	if c.CacheDir == "" {
+		r.options = append(r.options, "--no-cache")
+	} else if err := os.MkdirAll(c.CacheDir, 0o700); err != nil {
+		return nil, fmt.Errorf("%w: restic cache: %w", ErrConfig, err)
+	}
+	return r, nil
+}
+
+// message is what restic's commands say on their standard output.
+type message struct {
+	Type           string  `json:"message_type"`
+	SecondsElapsed float64 `json:"seconds_elapsed"`
+	TotalFiles     int64   `json:"total_files"`
+	TotalBytes     int64   `json:"total_bytes"`
+	FilesDone      int64   `json:"files_done"`
+	BytesDone      int64   `json:"bytes_done"`
+	FilesRestored  int64   `json:"files_restored"`
+	BytesRestored  int64   `json:"bytes_restored"`
+	FilesSkipped   int64   `json:"files_skipped"`
+	BytesSkipped   int64   `json:"bytes_skipped"`
+	SnapshotID     string  `json:"snapshot_id"`
+	summary
+}
+
+// summary is in a backup's last message and in each snapshot.
+type summary struct {
+	FilesNew        int64     `json:"files_new"`
+	FilesChanged    int64     `json:"files_changed"`
+	FilesUnmodified int64     `json:"files_unmodified"`
+	DirsNew         int64     `json:"dirs_new"`
+	DirsChanged     int64     `json:"dirs_changed"`
+	DirsUnmodified  int64     `json:"dirs_unmodified"`
+	DataAdded       int64     `json:"data_added"`
+	DataAddedPacked int64     `json:"data_added_packed"`
+	FilesProcessed  int64     `json:"total_files_processed"`
+	BytesProcessed  int64     `json:"total_bytes_processed"`
+	Start           time.Time `json:"backup_start"`
+	End             time.Time `json:"backup_end"`
+}
+
+func (s *summary) export(id string) *BackupSummary {
+	return &BackupSummary{
+		SnapshotID: id,
+		FilesNew:   s.FilesNew, FilesChanged: s.FilesChanged, FilesUnmodified: s.FilesUnmodified,
+		TotalFiles: s.FilesProcessed, TotalBytes: s.BytesProcessed,
+		TotalDirs: s.DirsNew + s.DirsChanged + s.DirsUnmodified,
+		DataAdded: s.DataAdded, DataAddedPacked: s.DataAddedPacked,
+		Duration: s.End.Sub(s.Start),
+	}
+}
+
+// stream runs a command that speaks in JSON lines. It returns the last summary,
+// nil when there was none.
+func (r *Repository) stream(ctx context.Context, dir string, progress func(Progress), args ...string) (*message, error) {
+	var last *message
+	_, err := r.run(ctx, dir, func(line []byte) {
+		var m message
+		if json.Unmarshal(line, &m) != nil {
+			return
+		}
+		switch m.Type {
+		case "summary":
+			last = &m
+		case "status":
+			if progress == nil {
+				return
+			}
+			// Each command has one of the two of each.
+			p := Progress{
+				BytesDone: m.BytesDone + m.BytesRestored, BytesTotal: m.TotalBytes,
+				FilesDone: m.FilesDone + m.FilesRestored, FilesTotal: m.TotalFiles,
+			}
+			if m.SecondsElapsed > 0 {
+				p.Rate = float64(p.BytesDone) / m.SecondsElapsed
+			}
+			progress(p)
+		}
+	}, args...)
+	return last, err
+}
+
+// noSummary is a run that ended with code 0 and did not say what it did.
+func noSummary(command string) error {
+	return &Error{Command: command, Message: "no summary", Hint: "is this restic " + PinnedVersion + "?", kind: ErrFailed}
+}
+
+// Init implements [Client].
+func (r *Repository) Init(ctx context.Context) error {
+	_, err := r.run(ctx, "/", ignore, "init", "--repository-version=2")
+	return err
+}
+
+// Backup implements [Client].
+func (r *Repository) Backup(ctx context.Context, req BackupRequest, progress func(Progress)) (*BackupSummary, error) {
+	args := []string{"backup", "--host=" + req.Host, "--retry-lock=" + req.RetryLock.String()}
+	for _, tag := range req.Tags {
+		if strings.ContainsAny(tag, ",\n") {
+			return nil, fmt.Errorf("restic backup: tag %q holds a comma or a line break", tag)
+		}
+		args = append(args, "--tag="+tag)
+	}
+	if !req.Time.IsZero() {
+		args = append(args, "--time="+req.Time.UTC().Format(time.DateTime)) // TZ is UTC
+	}
+	// Left alone, restic looks for a parent itself, by host and path.
+	parent := "--force"
+	if req.Parent != "" {
+		parent = "--parent=" + req.Parent
+	}
+	args = append(args, parent)
+	last, err := r.stream(ctx, req.Dir, progress, append(append(args, "--"), req.Targets...)...)
+	if err != nil && !errors.Is(err, ErrIncomplete) {
+		return nil, err
+	}
+	if last == nil || last.SnapshotID == "" {
+		return nil, errors.Join(err, noSummary("backup"))
+	}
+	return last.export(last.SnapshotID), err
+}
+
+// Restore implements [Client]. Restic sets owners by number and ACLs as the
+// extended attributes that they are. It says nothing when it may not change an
+// owner because it does not run as root, or when the target has no extended
+// attributes.
+func (r *Repository) Restore(ctx context.Context, req RestoreRequest, progress func(Progress)) (*RestoreSummary, error) {
+	if err := checkIDs(req.SnapshotID); err != nil {
+		return nil, err
+	}
+	last, err := r.stream(ctx, req.Dir, progress, "restore", "--target="+req.Dir,
+		"--sparse", "--verify", "--retry-lock="+req.RetryLock.String(), req.SnapshotID)
+	if err != nil {
+		return nil, err
+	}
+	if last == nil {
+		return nil, noSummary("restore")
+	}
+	return &RestoreSummary{
+		TotalFiles: last.TotalFiles, FilesRestored: last.FilesRestored, FilesSkipped: last.FilesSkipped,
+		TotalBytes: last.TotalBytes, BytesRestored: last.BytesRestored, BytesSkipped: last.BytesSkipped,
+	}, nil
+}
+
+// Snapshots implements [Client].
+//
+// Restic ends with code 0 though it could not read a snapshot, and even when it
+// could not list any; it only complains. Most complaints are harmless: a
+// snapshot was forgotten between the listing and the reading, a request had to
+// be repeated. They are gone the next time.
+func (r *Repository) Snapshots(ctx context.Context, tags ...string) ([]Snapshot, error) {
+	args := []string{"snapshots", "--no-lock"}
+	if len(tags) > 0 {
+		args = append(args, "--tag="+strings.Join(tags, ",")) // a comma is "and"
+	}
+	for attempt := 1; ; attempt++ {
+		var list []struct {
+			ID       string
+			Time     time.Time
+			Hostname string
+			Tags     []string
+			Paths    []string
+			Summary  *summary
+		}
+		parsed := noSummary("snapshots")
+		said, err := r.run(ctx, "/", func(line []byte) { parsed = json.Unmarshal(line, &list) }, args...)
+		if err = cmp.Or(err, parsed); err != nil {
+			return nil, err
+		}
+		if said.noise && attempt < 3 {
+			continue
+		}
+		if said.noise {
+			e := said.ended("snapshots", 0, nil)
+			e.kind = ErrIncomplete
+			err = e
+		}
+		var snapshots []Snapshot
+		for _, s := range list {
+			snapshot := Snapshot{ID: s.ID, Time: s.Time, Host: s.Hostname, Tags: s.Tags, Paths: s.Paths}
+			if s.Summary != nil {
+				snapshot.Summary = s.Summary.export(s.ID)
+			}
+			snapshots = append(snapshots, snapshot)
+		}
+		slices.SortStableFunc(snapshots, func(a, b Snapshot) int { return a.Time.Compare(b.Time) })
+		return snapshots, err
+	}
+}
+
+// Forget implements [Client].
+func (r *Repository) Forget(ctx context.Context, retryLock time.Duration, ids ...string) error {
+	// Without an id restic would apply a policy to all snapshots.
+	if len(ids) == 0 {
+		return nil
+	}
+	if err := checkIDs(ids...); err != nil {
+		return err
+	}
+	said, err := r.run(ctx, "/", ignore, append([]string{"forget", "--retry-lock=" + retryLock.String()}, ids...)...)
+	if err != nil || !said.noise {
+		return err
+	}
+	// A snapshot that is gone and one that cannot be read end alike, with code 0
+	// and a complaint.
+	left, err := r.Snapshots(ctx)
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(left, func(s Snapshot) bool { return slices.Contains(ids, s.ID) }) {
+		return said.ended("forget", 0, nil)
+	}
+	return nil
+}
+
+// Unlock implements [Client].
+func (r *Repository) Unlock(ctx context.Context) error {
+	_, err := r.run(ctx, "/", ignore, "unlock")
+	return err
+}
+
+// RepairIndex implements [Client].
+func (r *Repository) RepairIndex(ctx context.Context) error {
+	_, err := r.run(ctx, "/", ignore, "repair", "index")
+	return err
+}
+
+// Check implements [Client].
+func (r *Repository) Check(ctx context.Context) error {
+	_, err := r.run(ctx, "/", ignore, "check")
+	return err
+}
+
+func ignore([]byte) {}
+
+var fullID = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+// checkIDs keeps "latest", prefixes and options from being taken for ids.
+func checkIDs(ids ...string) error {
+	for _, id := range ids {
+		if !fullID.MatchString(id) {
+			return fmt.Errorf("%q is not a full restic snapshot id", id)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,129 @@
+// Package restic drives the restic program, by its JSON output and its exit
+// codes and never by its prose (restic manual, "Scripting").
+//
+// Secrets reach restic by its environment only. They are removed from every
+// error and are never logged.
+package restic
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// PinnedVersion is the restic release that go.mod pins and this package was
+// tested with.
+const PinnedVersion = "0.19.1"
+
+// Errors of a Repository wrap one of these, or the context's error; [Error]
+// holds the details.
+var (
+	ErrNoRepository  = errors.New("repository does not exist")        // exit code 10
+	ErrLocked        = errors.New("repository is locked")             // exit code 11
+	ErrWrongPassword = errors.New("wrong repository password")        // exit code 12
+	ErrIncomplete    = errors.New("some files could not be read")     // exit code 3
+	ErrInterrupted   = errors.New("restic was interrupted")           // exit code 130, or a signal
+	ErrFailed        = errors.New("restic failed")                    // every other code
+	ErrConfig        = errors.New("invalid repository configuration") // before restic is started
+	ErrVersion       = errors.New("not the restic version that is pinned")
+)
+
+// Error is a restic run that did not end well. Error() is one line for people:
+// what was run (the sub-command only), why it failed, a hint where one is
+// known; no secret.
+type Error struct {
+	Command  string   // the sub-command, e.g. "backup"
+	ExitCode int      // -1: ended by a signal or never started
+	Message  string   // restic's own words, secrets removed
+	Paths    []string // the first paths that could not be read or written
+	Hint     string
+	kind     error
+	cause    error // the context's error, if that ended the run
+	noSpace  bool
+}
+
+// Progress is how far a backup or a restore is. A total of 0 is not known yet.
+type Progress struct {
+	BytesDone  int64   `json:"bytesDone"`
+	BytesTotal int64   `json:"bytesTotal"`
+	FilesDone  int64   `json:"filesDone"`
+	FilesTotal int64   `json:"filesTotal"`
+	Rate       float64 `json:"bytesPerSecond"`
+}
+
+// Snapshot is one restic snapshot.
+type Snapshot struct {
+	ID      string
+	Time    time.Time
+	Host    string
+	Tags    []string
+	Paths   []string
+	Summary *BackupSummary // nil when the snapshot has none
+}
+
+// BackupRequest says what to back up.
+type BackupRequest struct {
+	// Dir is the working directory; Targets are relative to it.
+	Dir     string
+	Targets []string
+	Host    string
+	Tags    []string
+	Time    time.Time // zero: now
+	Parent  string    // snapshot id, or empty for none
+	// RetryLock is how long to wait for a lock held by another process.
+	RetryLock time.Duration
+}
+
+// BackupSummary is what restic says at the end of a backup.
+type BackupSummary struct {
+	SnapshotID                              string
+	FilesNew, FilesChanged, FilesUnmodified int64
+	TotalFiles, TotalDirs, TotalBytes       int64
+	// DataAdded is what the repository grew by before compression,
+	// DataAddedPacked after it, both in bytes.
+	DataAdded, DataAddedPacked int64
+	Duration                   time.Duration
+}
+
+// RestoreRequest says what to restore: the whole snapshot, into Dir, made equal
+// to it, sparse where it had holes, and verified.
+type RestoreRequest struct {
+	SnapshotID string
+	Dir        string
+	RetryLock  time.Duration
+}
+
+// RestoreSummary is what restic says at the end of a restore.
+//
+// Files are entries of any type here, directories too. Skipped are those that
+// were there already with the right content, and are not in the totals.
+type RestoreSummary struct {
+	TotalFiles, FilesRestored, TotalBytes, BytesRestored int64
+	FilesSkipped, BytesSkipped                           int64
+}
+
+// Client is what one repository can be asked. [Repository] is the real one.
+// Progress is called from one goroutine at a time and must not block.
+type Client interface {
+	// Init makes the repository. ErrFailed when there is one already.
+	Init(ctx context.Context) error
+	// Backup makes one snapshot. On ErrIncomplete the summary is returned too,
+	// and the snapshot exists.
+	Backup(ctx context.Context, req BackupRequest, progress func(Progress)) (*BackupSummary, error)
+	Restore(ctx context.Context, req RestoreRequest, progress func(Progress)) (*RestoreSummary, error)
+	// Snapshots returns the snapshots that bear all the given tags, oldest
+	// first. It takes no lock. On ErrIncomplete some snapshots could not be
+	// read, and those that could are returned too.
+	Snapshots(ctx context.Context, tags ...string) ([]Snapshot, error)
+	// Forget removes exactly the snapshots with the given full ids. What is
+	// gone already is nil.
+	Forget(ctx context.Context, retryLock time.Duration, ids ...string) error
+	// Unlock removes stale locks and no others: restic's rule is a dead process
+	// of this host, or no refresh for 30 minutes.
+	Unlock(ctx context.Context) error
+	// RepairIndex rebuilds the index from the packs, so that what an
+	// interrupted backup has uploaded is found again.
+	RepairIndex(ctx context.Context) error
+	// Check verifies the structure of the repository.
+	Check(ctx context.Context) error
+}
