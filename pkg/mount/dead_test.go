@@ -143,7 +143,11 @@ func TestAttachAfterTheEnd(t *testing.T) {
 		must(t, err)
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		wantIs(t, m.fresh(ctx, d, target, options{"ro"}), context.Canceled)
+		must(t, os.Mkdir(target, 0o755))
+		fd, err := unix.Open(target, unix.O_PATH|unix.O_CLOEXEC, 0)
+		must(t, err)
+		defer unix.Close(fd)
+		wantIs(t, d.attach(ctx, target, fd, options{"ro"}), context.Canceled)
 		wantMounts(t, target, 0)
 	})
 }

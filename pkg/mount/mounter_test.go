@@ -368,6 +368,29 @@ func TestMountFlags(t *testing.T) {
 	})
 }
 
+// Each of the marks of a source counts by itself.
+func TestBindIs(t *testing.T) {
+	d := &directory{on: &mountinfo.Info{Major: 0, Minor: 40}, root: "/shares/one", dev: 45, ino: 256}
+	for name, c := range map[string]struct {
+		minor    int
+		root     string
+		dev, ino uint64
+		want     bool
+	}{
+		"same":    {40, "/shares/one", 45, 256, true},
+		"device":  {41, "/shares/one", 45, 256, false},
+		"root":    {40, "/shares/two", 45, 256, false},
+		"deleted": {40, "/shares/one//deleted", 45, 256, false},
+		"st_dev":  {40, "/shares/one", 46, 256, false},
+		"st_ino":  {40, "/shares/one", 45, 257, false},
+	} {
+		top := unix.Stat_t{Dev: c.dev, Ino: c.ino}
+		if got := d.is(&mountinfo.Info{Minor: c.minor, Root: c.root}, top); got != c.want {
+			t.Errorf("%s: %t, want %t", name, got, c.want)
+		}
+	}
+}
+
 func TestBind(t *testing.T) {
 	both(t, func(t *testing.T, m *Mounter, dir string) {
 		ctx := t.Context()
@@ -585,6 +608,8 @@ func TestPropagation(t *testing.T) {
 	must(t, os.Mkdir(dir+"/peer", 0o755))
 	must(t, os.Mkdir(dir+"/target", 0o755))
 	bindByHand(t, dir, dir+"/peer")
+	must(t, os.Mkdir(dir+"/share/early", 0o755))
+	must(t, unix.Mount("early", dir+"/share/early", "tmpfs", 0, ""))
 
 	must(t, m.Mount(t.Context(), src, dir+"/target", true, nil))
 	must(t, m.Prove(t.Context(), dir+"/target", src, true))
@@ -593,6 +618,7 @@ func TestPropagation(t *testing.T) {
 
 	must(t, unix.Mount("late", dir+"/share/sub", "tmpfs", 0, ""))
 	wantMounts(t, dir+"/target/sub", 0)
+	wantMounts(t, dir+"/target/early", 0)
 	must(t, m.Prove(t.Context(), dir+"/target", src, true))
 
 	must(t, m.Unmount(t.Context(), dir+"/target"))

@@ -343,10 +343,12 @@ func (m *mover) recover(ctx context.Context) error {
 func (m *mover) snapshots(ctx context.Context, b *Backup) ([]restic.Snapshot, error) {
 	snapshots, err := m.Restic.Snapshots(ctx, TagVolume+b.Volume)
 	if errors.Is(err, restic.ErrNoRepository) {
-		if err := m.init(ctx); err != nil {
-			return nil, err
-		}
+		made := m.init(ctx)
+		// Another mover may have been faster, so what counts is what is there.
 		snapshots, err = m.Restic.Snapshots(ctx, TagVolume+b.Volume)
+		if errors.Is(err, restic.ErrNoRepository) {
+			err = cmp.Or(made, err)
+		}
 	}
 	if errors.Is(err, restic.ErrIncomplete) {
 		// One damaged snapshot must not end the backups of all volumes. It can
@@ -357,7 +359,7 @@ func (m *mover) snapshots(ctx context.Context, b *Backup) ([]restic.Snapshot, er
 	return snapshots, err
 }
 
-// init makes the repository, unless another mover has been faster.
+// init makes the repository.
 func (m *mover) init(ctx context.Context) error {
 	if m.InitLock != nil {
 		release, err := m.InitLock(ctx)
@@ -367,15 +369,7 @@ func (m *mover) init(ctx context.Context) error {
 		defer release()
 	}
 	m.Log.Info("Making the repository", "repository", m.task.Repository)
-	made := m.Restic.Init(ctx)
-	if made == nil {
-		return nil
-	}
-	// What counts is what is there.
-	if _, err := m.Restic.Snapshots(ctx, TagBackup); err != nil {
-		return made
-	}
-	return nil
+	return m.Restic.Init(ctx)
 }
 
 // notEmptied returns ReasonEmpty for a volume that has no entry at all though

@@ -166,6 +166,10 @@ func TestFlow(t *testing.T) {
 			task: backupTask(), tweaks: []tweak{missing, errs("init", restic.ErrFailed)}, reason: ReasonRepository,
 			log: []string{look, "init", look},
 		},
+		"another mover makes the repository, for too long": {
+			task: backupTask(), tweaks: []tweak{missing, func(task *Task, _ *fakeRepository, _ *fakeMounts) { task.Repository = "taken" }}, reason: ReasonRepository,
+			log: []string{look, look},
+		},
 		"killed before": {
 			task: backupTask(), tweaks: []tweak{recovering, had(snapshot("s1", "a1", 2), snapshot("half", "b1", 2), snapshot("half2", "b1", 2))},
 			log: []string{"unlock", "repair", look, "forget half,half2 0s", "backup parent=s1 0s", again},
@@ -264,7 +268,17 @@ func TestFlow(t *testing.T) {
 			} else {
 				os.Mkdir(filepath.Join(dir, "data", "lost+found"), 0o755)
 			}
-			result := Run(t.Context(), task, Env{Dir: dir, Restic: f, Mounts: m})
+			initLocked := 0
+			result := Run(t.Context(), task, Env{Dir: dir, Restic: f, Mounts: m, InitLock: func(context.Context) (func(), error) {
+				if task.Repository == "taken" {
+					return nil, errors.New("taken")
+				}
+				initLocked++
+				return func() { initLocked-- }, nil
+			}})
+			if initLocked != 0 {
+				t.Error("the lock for init is not released")
+			}
 			if result.Reason != test.reason || (result.Error == "") != (test.reason == "") || (result.Snapshot == "") != (test.reason != "") {
 				t.Errorf("%+v, want reason %q", result, test.reason)
 			}
@@ -293,14 +307,16 @@ func TestRequest(t *testing.T) {
 	f := &fakeRepository{}
 	dir := t.TempDir()
 	os.Mkdir(filepath.Join(dir, "data"), 0o755)
-	for range 2 { // a second run writes the same
-		if result := Run(t.Context(), backupTask(), Env{Dir: dir, Restic: f, Mounts: &fakeMounts{log: &f.log}}); result.Error != "" {
+	task := backupTask()
+	task.Backup.Name = "a, abaca.backup=b2" // a CSI name can be anything
+	for range 2 {                           // a second run writes the same
+		if result := Run(t.Context(), task, Env{Dir: dir, Restic: f, Mounts: &fakeMounts{log: &f.log}}); result.Error != "" {
 			t.Fatal(result)
 		}
 		at := backupTask().Backup.Time
 		want := restic.BackupRequest{
 			Dir: dir, Targets: []string{"data", "volume.json"}, Host: "ns/claim", Time: at,
-			Tags: []string{"abaca.backup=b1", "abaca.volume=local/v", "abaca.name=nightly", "abaca.size=5"},
+			Tags: []string{"abaca.backup=b1", "abaca.volume=local/v", "abaca.name=a%2C+abaca.backup%3Db2", "abaca.size=5"},
 		}
 		if diff := cmp.Diff(want, f.request); diff != "" {
 			t.Error(diff)
@@ -341,7 +357,7 @@ func TestInvalidTasks(t *testing.T) {
 		"id":          func(t *Task) { t.ID = "A/b" },
 		"neither":     func(t *Task) { t.Backup = nil },
 		"both":        func(t *Task) { t.Restore = &Restore{Backup: "b"} },
-		"comma":       func(t *Task) { t.Backup.Name = "a,abaca.backup=b2" },
+		"comma":       func(t *Task) { t.Backup.Host = "a,b" },
 		"space":       func(t *Task) { t.Backup.Volume = "a b" },
 		"no host":     func(t *Task) { t.Backup.Host = "" },
 		"no time":     func(t *Task) { t.Backup.Time = time.Time{} },

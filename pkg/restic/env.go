@@ -196,7 +196,7 @@ func checkLocation(location string) error {
 	case strings.ContainsAny(location, "\r\n"):
 		return fmt.Errorf("%w: RESTIC_REPOSITORY holds a line break", ErrConfig)
 	case !slices.Contains(schemes, scheme):
-		return fmt.Errorf("%w: RESTIC_REPOSITORY must be an absolute path or begin with one of %s:", ErrConfig, strings.Join(schemes, ":, "))
+		return fmt.Errorf("%w: RESTIC_REPOSITORY must be an absolute path, or a location of one of the kinds %s", ErrConfig, strings.Join(schemes, ", "))
 	case scheme == "local" && !filepath.IsAbs(rest):
 		// A mover's working directory is the volume.
 		return fmt.Errorf("%w: RESTIC_REPOSITORY must be an absolute path if it is a directory", ErrConfig)

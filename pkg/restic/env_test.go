@@ -66,7 +66,7 @@ func TestLoadEnv(t *testing.T) {
 		"NUL":              {files: with("RESTIC_PASSWORD", "a\x00b"), err: "NUL"},
 		"relative":         {files: with("RESTIC_REPOSITORY", "srv/repo"), err: "absolute path"},
 		"relative local":   {files: with("RESTIC_REPOSITORY", "local:repo"), err: "absolute path"},
-		"rclone":           {files: with("RESTIC_REPOSITORY", "rclone:x:y"), err: "must be an absolute path or begin with"},
+		"rclone":           {files: with("RESTIC_REPOSITORY", "rclone:x:y"), err: "must be an absolute path, or"},
 		"ssh option":       {files: with("RESTIC_REPOSITORY", "sftp:-oProxyCommand=sh:/x"), err: "dash"},
 		"ssh option, url":  {files: with("RESTIC_REPOSITORY", "sftp://-oProxyCommand=sh/x"), err: "dash"},
 		"ssh option, user": {files: with("RESTIC_REPOSITORY", "sftp:-lroot@host:/x"), err: "dash"},

@@ -302,13 +302,15 @@ func waitFor(t *testing.T, ok func() bool) {
 func TestCancelBackup(t *testing.T) {
 	t.Parallel()
 	r, dir, want := copyOfTemplate(t)
+	packs := func() int { names, _ := filepath.Glob(dir + "/data/*/*"); return len(names) }
+	before := packs()
+	src := source(t, "f", random(t, 64<<20))
 	ctx, cancel := context.WithCancel(t.Context())
-	_, err := r.Backup(ctx, BackupRequest{Dir: source(t, "f", random(t, 32<<20)), Targets: []string{"data"}}, func(p Progress) {
-		if p.BytesDone > 0 {
-			cancel()
-		}
-	})
-	cancel()
+	cancelled := when(ctx, func() bool { return packs() > before }, func() error { cancel(); return nil })
+	_, err := r.Backup(ctx, BackupRequest{Dir: src, Targets: []string{"data"}}, nil)
+	if err := <-cancelled; err != nil {
+		t.Fatal(err)
+	}
 	if !errors.Is(err, ErrInterrupted) || !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
@@ -320,22 +322,43 @@ func TestCancelBackup(t *testing.T) {
 	}
 }
 
+// when calls do in the background as soon as a condition holds, and sends how
+// that went; or the context's error.
+func when(ctx context.Context, holds func() bool, do func() error) <-chan error {
+	done := make(chan error, 1)
+	go func() {
+		for !holds() {
+			if ctx.Err() != nil {
+				done <- ctx.Err()
+				return
+			}
+			time.Sleep(time.Millisecond)
+		}
+		done <- do()
+	}()
+	return done
+}
+
 // What the arguments of a running restic show, all on the node can read.
 func TestNothingSecretInArguments(t *testing.T) {
 	t.Parallel()
 	r, _, _ := copyOfTemplate(t)
 	var seen string
-	_, err := r.Backup(t.Context(), BackupRequest{Dir: source(t, "f", random(t, 32<<20)), Targets: []string{"data"}}, func(Progress) {
-		children, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-		for _, child := range children {
-			if line, _ := os.ReadFile(child); strings.Contains(string(line), r.config.Program) {
-				seen += string(line)
+	looked := when(t.Context(), func() bool {
+		lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+		for _, name := range lines {
+			line, _ := os.ReadFile(name)
+			environ, _ := os.ReadFile(strings.Replace(name, "cmdline", "environ", 1))
+			if strings.HasPrefix(string(line), r.config.Program) && strings.Contains(string(environ), r.config.Env["RESTIC_REPOSITORY"]) {
+				seen = string(line)
 			}
 		}
-	})
-	if err != nil {
+		return seen != ""
+	}, func() error { return nil })
+	if _, err := r.Snapshots(t.Context()); err != nil {
 		t.Error(err)
 	}
+	<-looked
 	if seen == "" || strings.Contains(seen, password) || strings.Contains(seen, r.config.Env["RESTIC_REPOSITORY"]) {
 		t.Errorf("%q", seen)
 	}
@@ -390,14 +413,15 @@ func TestVanishes(t *testing.T) {
 		if err := unix.Mount(dir, mnt, "", unix.MS_BIND, ""); err != nil {
 			t.Fatal(err)
 		}
-		r := open(t, mnt, "RESTIC_COMPRESSION", "max") // slow
+		t.Cleanup(func() { unix.Unmount(mnt, unix.MNT_DETACH) })
+		r := open(t, mnt)
 		ctx, cancel := context.WithTimeout(t.Context(), 6*time.Second)
-		src := source(t, "f", random(t, 64<<20))
-		spoiled := make(chan error)
-		go func() {
-			waitFor(t, func() bool { temporary, _ := filepath.Glob(dir + "/data/*/*-tmp-*"); return len(temporary) > 0 })
-			spoiled <- spoil()
-		}()
+		src := source(t, "f", random(t, 32<<20))
+		// Restic has made its lock, and waits for a moment.
+		spoiled := when(ctx, func() bool {
+			locks, _ := os.ReadDir(dir + "/locks")
+			return len(locks) == 1 && !strings.Contains(locks[0].Name(), "tmp")
+		}, spoil)
 		_, err := r.Backup(ctx, BackupRequest{Dir: src, Targets: []string{"data"}}, nil)
 		cancel()
 		t.Log(name, err)
@@ -411,6 +435,12 @@ func TestVanishes(t *testing.T) {
 			t.Errorf("%s: no error", name)
 		}
 		unix.Unmount(mnt, unix.MNT_DETACH)
-		os.RemoveAll(mnt + "/data")
+		os.RemoveAll(mnt) // what restic made below it
+		os.RemoveAll(dir + "/locks")
+		for _, d := range []string{mnt, dir + "/locks"} {
+			if err := os.Mkdir(d, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }

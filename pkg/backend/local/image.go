@@ -192,7 +192,8 @@ func (i image) detach(ctx context.Context) error {
 			return err
 		}
 	}
-	return fmt.Errorf("%w: %v: unmount the shares and end the processes that use %s", backend.ErrInUse, err, i.mount())
+	return fmt.Errorf("%w: %v: unmount the shares, and end the processes that use %s or have it in a mount namespace of theirs",
+		backend.ErrInUse, err, i.mount())
 }
 
 // unmount returns EBUSY as long as the image is mounted, here or elsewhere.

@@ -54,32 +54,39 @@ const (
 	subvolInode = firstFree
 )
 
+// The structures; what is of no use here is blank.
+
 // struct btrfs_ioctl_vol_args
 type volArgs struct {
-	fd   int64
+	_    int64
 	name [4088]byte
 }
 
 // struct btrfs_ioctl_vol_args_v2; a subvolume id takes the place of the name
 // when flags has subvolByID.
 type volArgsV2 struct {
-	fd, transid, flags uint64
-	_                  [4]uint64
-	name               [4040]byte
+	fd, _, flags uint64
+	_            [4]uint64
+	name         [4040]byte
 }
 
 // struct btrfs_ioctl_get_subvol_info_args
 type subvolInfo struct {
-	id                                 uint64
-	_                                  [256]byte
-	parent, dir, generation, flags     uint64
-	uuid, parentUUID, receivedUUID     [16]byte
-	ctransid, otransid, strans, rtrans uint64
-	ctime, otime, stime, rtime         struct {
-		sec  uint64
-		nsec uint32
-	}
-	_ [8]uint64
+	id    uint64
+	_     [256]byte
+	_     [4]uint64   // parent_id, dirid, generation, flags
+	_     [3][16]byte // uuid, parent_uuid, received_uuid
+	_     [4]uint64   // transactions
+	_     timespec    // ctime
+	otime timespec
+	_     [2]timespec
+	_     [8]uint64
+}
+
+// struct btrfs_ioctl_timespec
+type timespec struct {
+	sec  uint64
+	nsec uint32
 }
 
 // struct btrfs_ioctl_search_args
@@ -93,11 +100,12 @@ type searchArgs struct {
 
 // struct btrfs_ioctl_dev_info_args
 type devInfo struct {
-	id          uint64
-	_           [16]byte
-	used, total uint64
-	_           [379]uint64
-	path        [1024]byte
+	id    uint64
+	_     [16]byte
+	_     uint64 // bytes_used
+	total uint64
+	_     [379]uint64
+	path  [1024]byte
 }
 
 // ioctl adds the size of *arg to the request, as the macros _IOW and _IOR do.

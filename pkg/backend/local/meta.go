@@ -259,7 +259,7 @@ const lockFile = "meta/lock"
 // lockRange locks one byte of a file for this open file (fcntl(2), "Open file
 // description locks"), or returns ErrPending when ctx ends before.
 func lockRange(ctx context.Context, f *os.File, offset int64) error {
-	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+	for wait := time.Millisecond; ; wait = min(2*wait, 10*time.Millisecond) {
 		err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Start: offset, Len: 1})
 		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) {
 			return os.NewSyscallError("lock", err)
