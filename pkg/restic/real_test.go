@@ -344,7 +344,9 @@ func TestNothingSecretInArguments(t *testing.T) {
 	t.Parallel()
 	r, _, _ := copyOfTemplate(t)
 	var seen string
-	looked := when(t.Context(), func() bool {
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	looked := when(ctx, func() bool {
 		lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 		for _, name := range lines {
 			line, _ := os.ReadFile(name)

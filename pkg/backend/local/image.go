@@ -43,42 +43,43 @@ func (i image) lock(ctx context.Context) (*os.File, error) {
 
 // attach makes the image if there is none, mounts it if it is not mounted, and
 // grows it if it is smaller than size. A process that is killed in between
-// leaves nothing that the next call would not finish.
-func (i image) attach(ctx context.Context, size int64) error {
+// leaves nothing that the next call would not finish. It returns the root of the
+// file system: as long as that is open, nobody can unmount it.
+func (i image) attach(ctx context.Context, size int64) (root *os.File, err error) {
 	size &^= 4095
 	if size < MinImageSize {
-		return fmt.Errorf("%w: size %d: an image has at least %d bytes", backend.ErrInvalid, size, MinImageSize)
+		return nil, fmt.Errorf("%w: size %d: an image has at least %d bytes", backend.ErrInvalid, size, MinImageSize)
 	}
 	if err := os.MkdirAll(i.mount(), 0o700); err != nil {
-		return err
+		return nil, err
 	}
 	lock, err := i.lock(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer lock.Close()
 	if _, err := os.Stat(i.file()); errors.Is(err, fs.ErrNotExist) {
 		if err := i.make(ctx, size, lock); err != nil {
-			return err
+			return nil, err
 		}
 	}
 
 	img, err := os.OpenFile(i.file(), os.O_RDWR, 0)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer img.Close()
 	st, err := img.Stat()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if st.Size() > size {
-		return fmt.Errorf("%w: size %d: the image %s has %d bytes and cannot shrink; set the size to at least that",
+		return nil, fmt.Errorf("%w: size %d: the image %s has %d bytes and cannot shrink; set the size to at least that",
 			backend.ErrInvalid, size, i.file(), st.Size())
 	}
 	if st.Size() < size {
 		if err := img.Truncate(size); err != nil {
-			return err
+			return nil, err
 		}
 	}
 
@@ -87,25 +88,28 @@ func (i image) attach(ctx context.Context, size int64) error {
 		loop, err = attachLoop(img)
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer loop.Close()
-	root, err := i.mounted(loop)
+	root, err = i.mounted(loop)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if root == nil {
 		crash("image: before mount")
 		// Without discard a deleted share would go on occupying the disk below.
 		if err := unix.Mount(loop.Name(), i.mount(), "btrfs", unix.MS_NOATIME, "discard=async"); err != nil {
-			return fmt.Errorf("mount %s at %s: %w", loop.Name(), i.mount(), err)
+			return nil, fmt.Errorf("mount %s at %s: %w", loop.Name(), i.mount(), err)
 		}
 		if root, err = os.Open(i.mount()); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	defer root.Close()
-	return grow(root, loop, size)
+	if err := grow(root, loop, size); err != nil {
+		root.Close()
+		return nil, err
+	}
+	return root, nil
 }
 
 // make formats a file of another name first, so that an image that exists is

@@ -47,11 +47,10 @@ const (
 	limitReferred  = 1 << 0 // BTRFS_QGROUP_LIMIT_MAX_RFER
 	quotaEnable    = 1      // BTRFS_QUOTA_CTL_ENABLE
 
-	rootTree    = 1   // BTRFS_ROOT_TREE_OBJECTID
-	rootItem    = 132 // BTRFS_ROOT_ITEM_KEY
-	rootRef     = 156 // BTRFS_ROOT_REF_KEY
-	firstFree   = 256 // BTRFS_FIRST_FREE_OBJECTID: the inode of a subvolume's root, and the first id of a subvolume
-	subvolInode = firstFree
+	rootTree  = 1   // BTRFS_ROOT_TREE_OBJECTID
+	rootItem  = 132 // BTRFS_ROOT_ITEM_KEY
+	rootRef   = 156 // BTRFS_ROOT_REF_KEY
+	firstFree = 256 // BTRFS_FIRST_FREE_OBJECTID: the first id of a subvolume
 )
 
 // The structures; what is of no use here is blank.
@@ -91,11 +90,11 @@ type timespec struct {
 
 // struct btrfs_ioctl_search_args
 type searchArgs struct {
-	tree, minObject, maxObject, minOffset, maxOffset, minTrans, maxTrans uint64
-	minType, maxType, items                                              uint32
-	_                                                                    uint32
-	_                                                                    [4]uint64
-	buf                                                                  [3992]byte
+	tree, minObject, maxObject, _, maxOffset, _, maxTrans uint64 // _: minima
+	minType, maxType, items                               uint32
+	_                                                     uint32
+	_                                                     [4]uint64
+	buf                                                   [3992]byte
 }
 
 // struct btrfs_ioctl_dev_info_args
