@@ -53,7 +53,7 @@ func (s *site) inventory() string {
 		}
 	}
 	entries := func(parts ...string) int {
-		all, _ := filepath.Glob(s.path(append(parts, "*")...))
+		all, _ := filepath.Glob(s.path(append(parts, "[a-z0-9]*")...)) // no hidden ones
 		return len(all)
 	}
 	if n := entries("backend", "mnt", "shares"); n != len(shares) {

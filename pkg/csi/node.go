@@ -140,8 +140,12 @@ func (d *Driver) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolu
 	}
 	// The right volume must be staged there, and be as safe as this one.
 	stagedReadOnly := u.volume.Referring() || reads(req.GetVolumeCapability())
-	if err := d.Mounts.Prove(ctx, staging, u.source, stagedReadOnly); err != nil {
-		return nil, fmt.Errorf("volume %s is not staged at %s: %w: %w", u.volume, staging, mount.ErrNotMounted, err)
+	err = d.Mounts.Prove(ctx, staging, u.source, stagedReadOnly)
+	if errors.Is(err, mount.ErrOther) || errors.Is(err, mount.ErrWritable) {
+		return nil, fmt.Errorf("volume %s is not staged at %s: %w: %s", u.volume, staging, mount.ErrNotMounted, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("volume %s at %s: %w", u.volume, staging, err)
 	}
 	if u.mode == csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER {
 		if err := d.alone(u, staging, req.GetTargetPath()); err != nil {

@@ -255,7 +255,7 @@ func TestLocks(t *testing.T) {
 	if err := holder.Start(); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, func() bool { locks, _ := os.ReadDir(filepath.Join(dir, "locks")); return len(locks) > 0 })
+	waitFor(t, func() bool { return lockIn(dir) })
 	if err := holder.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
@@ -287,6 +287,13 @@ func TestLocks(t *testing.T) {
 	if err := r.Forget(t.Context(), 0, ids[0]); err != nil {
 		t.Error(err)
 	}
+}
+
+// lockIn says whether there is a lock in a repository. While restic writes one,
+// it has another name.
+func lockIn(dir string) bool {
+	locks, _ := os.ReadDir(filepath.Join(dir, "locks"))
+	return len(locks) == 1 && fullID.MatchString(locks[0].Name())
 }
 
 func waitFor(t *testing.T, ok func() bool) {
@@ -420,10 +427,7 @@ func TestVanishes(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 6*time.Second)
 		src := source(t, "f", random(t, 32<<20))
 		// Restic has made its lock, and waits for a moment.
-		spoiled := when(ctx, func() bool {
-			locks, _ := os.ReadDir(dir + "/locks")
-			return len(locks) == 1 && !strings.Contains(locks[0].Name(), "tmp")
-		}, spoil)
+		spoiled := when(ctx, func() bool { return lockIn(dir) }, spoil)
 		_, err := r.Backup(ctx, BackupRequest{Dir: src, Targets: []string{"data"}}, nil)
 		cancel()
 		t.Log(name, err)
