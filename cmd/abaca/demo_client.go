@@ -537,15 +537,7 @@ func (d *demo) detach(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// A mount namespace that somebody else has made meanwhile has our mounts too,
-	// until it drops them or ends.
-	for until := time.Now().Add(30 * time.Second); ; {
-		err := b.Detach(ctx)
-		if !errors.Is(err, backend.ErrInUse) || time.Now().After(until) || ctx.Err() != nil {
-			return err
-		}
-		time.Sleep(demoPoll)
-	}
+	return b.Detach(ctx)
 }
 
 // nothingLeft looks for mounts and loop devices of this run.

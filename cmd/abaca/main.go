@@ -27,6 +27,9 @@ var version = "dev"
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
+	// `restic unlock` sends it to the process that a lock names, to see whether
+	// it lives; a number that has been used again may be ours.
+	signal.Ignore(syscall.SIGHUP)
 	if err := newCommand().ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "abaca:", err)
 		os.Exit(1)

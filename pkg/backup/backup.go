@@ -33,6 +33,10 @@ type Backup struct {
 	CreatedAt time.Time
 	// Ready is false while a mover carries it, and for ever if it failed.
 	Ready bool
+	// Snapshot is the restic snapshot, and Files the number of its files; empty
+	// while a mover carries it.
+	Snapshot string
+	Files    int64
 	// Failure says why the last attempt failed; empty if none did.
 	Failure string
 }

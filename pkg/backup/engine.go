@@ -106,14 +106,23 @@ func (e *Engine) Backup(ctx context.Context, req Request) (*Backup, error) {
 	if !errors.Is(err, backend.ErrNotFound) {
 		return nil, fmt.Errorf("backup %q: %w", req.Name, err)
 	}
-	found, err := e.lookup(ctx, req.Repository, req.ID)
-	if err == nil {
-		return found, fits(found, req)
+	// What is not in a listing that is not quite new can only be a backup that
+	// another controller has finished since: the mover would find it, and so does
+	// a source that has gone.
+	for _, age := range []time.Duration{refreshEvery, 0} {
+		found, parent, err := e.lookup(ctx, req.Repository, req.ID, req.Volume, age)
+		if err == nil {
+			return found, fits(found, req)
+		}
+		if !errors.Is(err, errNoBackup) {
+			return nil, fmt.Errorf("backup %q: %w", req.Name, err)
+		}
+		b, err := e.begin(ctx, req, parent)
+		if !errors.Is(err, backend.ErrNotFound) || age == 0 {
+			return b, err
+		}
 	}
-	if !errors.Is(err, errNoBackup) {
-		return nil, fmt.Errorf("backup %q: %w", req.Name, err)
-	}
-	return e.begin(ctx, req)
+	panic("unreachable")
 }
 
 func fits(b *Backup, req Request) error {
@@ -126,7 +135,7 @@ func fits(b *Backup, req Request) error {
 
 // begin cuts the snapshot, holds it and starts the mover. Each step is found
 // again by the next call, and by sweep if there is none.
-func (e *Engine) begin(ctx context.Context, req Request) (*Backup, error) {
+func (e *Engine) begin(ctx context.Context, req Request, parent *mover.Parent) (*Backup, error) {
 	b, err := e.backend(req.Backend)
 	if err != nil {
 		return nil, err
@@ -143,7 +152,7 @@ func (e *Engine) begin(ctx context.Context, req Request) (*Backup, error) {
 			Backup: &mover.Backup{
 				Backup: req.ID, Volume: req.Volume, Name: req.Name, Size: snap.Size, Host: req.Host,
 				Time: snap.CreatedAt.Truncate(time.Second), Description: req.Description,
-				AllowPartial: req.AllowPartial, AllowEmpty: req.AllowEmpty,
+				Parent: parent, AllowPartial: req.AllowPartial, AllowEmpty: req.AllowEmpty,
 			},
 		},
 	}
@@ -205,13 +214,16 @@ func (e *Engine) advance(ctx context.Context, st *Status) (*Backup, error) {
 		if err := e.releaseSnapshot(ctx, st.Job); err != nil {
 			return nil, err
 		}
-		e.forgetListing(st.Job.Task.Repository)
+		b.Ready, b.Snapshot = true, st.Result.Snapshot
+		if st.Result.Backup != nil {
+			b.Files = st.Result.Backup.TotalFiles
+		}
+		e.learn(b)
 		if err := e.Runner.Remove(ctx, st.Job.Task.ID); err != nil {
 			return nil, err
 		}
 		klog.FromContext(ctx).Info("Backup done", "backup", b.ID, "name", b.Name, "volumeID", b.Volume,
 			"repository", b.Repository, "resticSnapshot", st.Result.Snapshot)
-		b.Ready = true
 		return b, nil
 	}
 	return nil, fmt.Errorf("backup %q is in unknown phase %q", b.Name, st.Phase)
@@ -221,6 +233,13 @@ func (e *Engine) restart(ctx context.Context, st *Status, recover bool) error {
 	job := st.Job
 	job.Attempt++
 	job.Task.Recover = recover || job.Task.Recover
+	if job.Task.Backup != nil {
+		// What is known may have changed, and the last attempt may have left
+		// something: this one looks first.
+		task := *job.Task.Backup
+		task.Parent = nil
+		job.Task.Backup = &task
+	}
 	klog.FromContext(ctx).Info("Mover starts again", "task", job.Task.ID, "attempt", job.Attempt, "phase", st.Phase,
 		"error", st.Result.Error)
 	if err := e.Runner.Start(ctx, job); err != nil {
@@ -268,11 +287,13 @@ func (e *Engine) Find(ctx context.Context, repository, id string) (*Backup, erro
 	if err != nil && !errors.Is(err, backend.ErrNotFound) {
 		return nil, err
 	}
-	found, err := e.lookup(ctx, repository, id)
-	if err != nil {
-		return nil, fmt.Errorf("backup %s in repository %q: %w", id, repository, err)
+	for _, age := range []time.Duration{listingAge, 0} {
+		var found *Backup
+		if found, _, err = e.lookup(ctx, repository, id, "", age); !errors.Is(err, errNoBackup) {
+			return found, err
+		}
 	}
-	return found, nil
+	return nil, fmt.Errorf("backup %s in repository %q: %w", id, repository, err)
 }
 
 // List returns the backups of all repositories, and those that are being made,
@@ -600,19 +621,28 @@ func (e *Engine) backend(name string) (backend.Backend, error) {
 
 var errNoBackup = fmt.Errorf("no such backup: %w", backend.ErrNotFound)
 
-// lookup finds a finished backup. It trusts a listing for a hit only: a miss is
-// asked again of the repository itself.
-func (e *Engine) lookup(ctx context.Context, repository, id string) (*Backup, error) {
-	for _, age := range []time.Duration{listingAge, 0} {
-		backups, err := e.list(ctx, repository, age)
-		if err != nil {
-			return nil, err
-		}
-		if i := slices.IndexFunc(backups, func(b *Backup) bool { return b.ID == id }); i >= 0 {
-			return backups[i], nil
+// lookup finds a finished backup in a listing of at most the given age, of which
+// it trusts a hit for listingAge only. With errNoBackup it returns the newest
+// backup of the volume.
+func (e *Engine) lookup(ctx context.Context, repository, id, volume string, age time.Duration) (*Backup, *mover.Parent, error) {
+	is := func(b *Backup) bool { return b.ID == id }
+	backups, err := e.list(ctx, repository, age)
+	if err == nil && slices.ContainsFunc(backups, is) {
+		backups, err = e.list(ctx, repository, min(age, listingAge))
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	if i := slices.IndexFunc(backups, is); i >= 0 {
+		return backups[i], nil, nil
+	}
+	parent := &mover.Parent{}
+	for _, b := range backups {
+		if b.Volume == volume && !b.CreatedAt.Before(parent.Time) {
+			parent = &mover.Parent{Snapshot: b.Snapshot, Files: b.Files, Time: b.CreatedAt}
 		}
 	}
-	return nil, errNoBackup
+	return nil, parent, errNoBackup
 }
 
 // list returns the backups in a repository, from a listing of at most the
@@ -650,6 +680,18 @@ func (e *Engine) list(ctx context.Context, repository string, age time.Duration)
 	return backups, nil
 }
 
+// learn adds a backup that has just been made to what is known.
+func (e *Engine) learn(b *Backup) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	l, ok := e.listings[b.Repository]
+	if !ok {
+		return
+	}
+	l.backups = append(slices.DeleteFunc(slices.Clone(l.backups), func(o *Backup) bool { return o.ID == b.ID }), b)
+	e.listings[b.Repository] = l
+}
+
 // forgetListing makes the next call read the repository again. The old listing
 // stays for the metrics.
 func (e *Engine) forgetListing(repository string) {
@@ -672,7 +714,10 @@ func describe(job Job) *Backup {
 // fromTags reads a backup from its restic snapshot; nil if it is not one of
 // ours.
 func fromTags(repository string, s restic.Snapshot) *Backup {
-	b := &Backup{Repository: repository, CreatedAt: s.Time.Truncate(time.Second), Ready: true}
+	b := &Backup{Repository: repository, CreatedAt: s.Time.Truncate(time.Second), Ready: true, Snapshot: s.ID}
+	if s.Summary != nil {
+		b.Files = s.Summary.TotalFiles
+	}
 	for _, tag := range s.Tags {
 		if v, ok := strings.CutPrefix(tag, mover.TagBackup); ok {
 			b.ID = v

@@ -57,10 +57,21 @@ type Backup struct {
 	Time time.Time `json:"time"`
 	// Description becomes volume.json.
 	Description json.RawMessage `json:"description"`
+	// Parent is the newest backup of the volume, if whoever made the task knows;
+	// a mover that is told need not look before it begins.
+	Parent *Parent `json:"parent,omitempty"`
 	// AllowPartial accepts a backup that lacks unreadable files.
 	AllowPartial bool `json:"allowPartial,omitempty"`
 	// AllowEmpty accepts an empty volume though its last backup was not empty.
 	AllowEmpty bool `json:"allowEmpty,omitempty"`
+}
+
+// Parent is the restic snapshot that a backup is compared with.
+type Parent struct {
+	Snapshot string `json:"snapshot,omitempty"` // empty: the volume has none yet
+	// Files counts its files, volume.json included; Time is when it was cut.
+	Files int64     `json:"files"`
+	Time  time.Time `json:"time"`
 }
 
 // Restore is a task that fills a share from one backup.

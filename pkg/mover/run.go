@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -49,7 +48,7 @@ type Env struct {
 // called again with the same task and Recover.
 //
 // After a successful backup exactly one restic snapshot bears the tag of the
-// backup, and at no time more than one. After a lasting failure there may be
+// backup. After a lasting failure there may be
 // one of an earlier run, if the failure came before the repository was reached.
 func Run(ctx context.Context, task Task, env Env) Result {
 	m := &mover{Env: env, task: task}
@@ -166,31 +165,31 @@ func (m *mover) backup(ctx context.Context, b *Backup) error {
 			return err
 		}
 	}
-	snapshots, err := m.snapshots(ctx, b)
-	if err != nil {
-		return err
-	}
 	// A snapshot of this very backup is from a run that died before it could say
-	// how it ended. Files may be missing from it, and nothing in it tells. It
-	// goes before there is a second one, not after: then no reader ever finds
-	// two. Its packs stay, so what it had is read again and not uploaded again.
-	var doubtful []string
-	var parent restic.Snapshot
-	for _, s := range snapshots { // oldest first
-		if slices.Contains(s.Tags, TagBackup+b.Backup) {
-			doubtful = append(doubtful, s.ID)
-		} else {
-			parent = s
+	// how it ended. Files may be missing from it, and nothing in it tells. Its
+	// packs stay when it is forgotten, so what it had is read again and not
+	// uploaded again.
+	//
+	// A new task has none, unless two controllers began it at once. So it need
+	// not wait for the answer, which costs as much as the walk of a small volume:
+	// restic derives its key anew in each call.
+	listed := m.earlier(ctx, b)
+	parent := b.Parent
+	if parent == nil {
+		doubtful, found, err := listed()
+		if err != nil {
+			return err
 		}
-	}
-	if err := m.forget(ctx, doubtful...); err != nil {
-		return err
+		if err := m.forget(ctx, doubtful...); err != nil {
+			return err
+		}
+		parent = found
 	}
 	if err := m.notEmptied(b, parent); err != nil {
 		return err
 	}
 	var summary *restic.BackupSummary
-	err = m.locked(ctx, func(wait time.Duration) (err error) {
+	err := m.locked(ctx, func(wait time.Duration) (err error) {
 		summary, err = m.Restic.Backup(ctx, restic.BackupRequest{
 			Dir:     m.Dir,
 			Targets: []string{dataName, descriptionName},
@@ -199,11 +198,29 @@ func (m *mover) backup(ctx context.Context, b *Backup) error {
 				TagBackup + b.Backup, TagVolume + b.Volume, TagName + url.QueryEscape(b.Name), fmt.Sprint(TagSize, b.Size),
 			},
 			Time:      b.Time,
-			Parent:    parent.ID,
+			Parent:    parent.Snapshot,
 			RetryLock: wait,
 		}, m.Report)
 		return err
 	})
+	if b.Parent != nil {
+		doubtful, found, gone := listed()
+		if err != nil && ctx.Err() == nil && summary == nil && (gone != nil || found.Snapshot != parent.Snapshot) {
+			// There is no repository yet, or the parent has been deleted.
+			look := *b
+			look.Parent = nil
+			return m.backup(ctx, &look)
+		}
+		if gone != nil && err == nil {
+			return gone
+		}
+		if err == nil || summary != nil {
+			doubtful = slices.DeleteFunc(doubtful, func(id string) bool { return id == summary.SnapshotID })
+			if err := m.forget(ctx, doubtful...); err != nil {
+				return err
+			}
+		}
+	}
 	if errors.Is(err, restic.ErrIncomplete) && summary != nil {
 		if !b.AllowPartial {
 			// Unless it is gone for sure, this task has not ended: the next run
@@ -224,21 +241,47 @@ func (m *mover) backup(ctx context.Context, b *Backup) error {
 		return err
 	}
 	m.result.Snapshot, m.result.Backup = summary.SnapshotID, summary
-	return m.confirm(ctx, b, summary.SnapshotID)
+	// Restic makes the directories that it misses, so it does not notice that a
+	// repository's file system has been unmounted meanwhile.
+	if err := m.Restic.Holds(ctx, summary.SnapshotID); err != nil {
+		return fmt.Errorf("look for snapshot %s after the backup: %w", summary.SnapshotID, err)
+	}
+	return nil
 }
 
-// confirm looks whether the repository has exactly the given snapshot of the
-// backup. Restic makes the directories that it misses, so it does not notice
-// that a repository's file system has been unmounted meanwhile.
-func (m *mover) confirm(ctx context.Context, b *Backup, id string) error {
-	snapshots, err := m.Restic.Snapshots(ctx, TagBackup+b.Backup)
-	if len(snapshots) == 1 && snapshots[0].ID == id {
-		return nil
+// earlier begins to list the restic snapshots of the volume. The function that
+// it returns waits for them: those that bear the tag of this very backup, and
+// the newest of the others.
+func (m *mover) earlier(ctx context.Context, b *Backup) func() (doubtful []string, parent *Parent, err error) {
+	type answer struct {
+		snapshots []restic.Snapshot
+		err       error
 	}
-	if err != nil {
-		return fmt.Errorf("look for snapshot %s after the backup: %w", id, err)
+	came := make(chan answer, 1)
+	go func() {
+		var a answer
+		a.snapshots, a.err = m.snapshots(ctx, b)
+		came <- a
+	}()
+	return func() ([]string, *Parent, error) {
+		a := <-came
+		if a.err != nil {
+			return nil, nil, a.err
+		}
+		var doubtful []string
+		parent := &Parent{}
+		for _, s := range a.snapshots { // oldest first
+			if slices.Contains(s.Tags, TagBackup+b.Backup) {
+				doubtful = append(doubtful, s.ID)
+				continue
+			}
+			parent = &Parent{Snapshot: s.ID, Time: s.Time}
+			if s.Summary != nil {
+				parent.Files = s.Summary.TotalFiles
+			}
+		}
+		return doubtful, parent, nil
 	}
-	return fmt.Errorf("the repository has %d snapshots after the backup, want only %s", len(snapshots), id)
 }
 
 // restore fills Dir/data from the restic snapshot of a backup.
@@ -339,10 +382,10 @@ func (m *mover) recover(ctx context.Context) error {
 }
 
 // snapshots returns the restic snapshots of the volume, oldest first. It makes
-// the repository when there is none.
+// the repository when there is none, unless a backup has begun beside it.
 func (m *mover) snapshots(ctx context.Context, b *Backup) ([]restic.Snapshot, error) {
 	snapshots, err := m.Restic.Snapshots(ctx, TagVolume+b.Volume)
-	if errors.Is(err, restic.ErrNoRepository) {
+	if errors.Is(err, restic.ErrNoRepository) && b.Parent == nil {
 		made := m.init(ctx)
 		// Another mover may have been faster, so what counts is what is there.
 		snapshots, err = m.Restic.Snapshots(ctx, TagVolume+b.Volume)
@@ -375,8 +418,8 @@ func (m *mover) init(ctx context.Context) error {
 // notEmptied returns ReasonEmpty for a volume that has no entry at all though
 // its last backup had files besides the description: it is rather a mistake of
 // the storage system, or of a person, than a volume worth a backup.
-func (m *mover) notEmptied(b *Backup, parent restic.Snapshot) error {
-	if b.AllowEmpty || parent.Summary == nil || parent.Summary.TotalFiles <= 1 {
+func (m *mover) notEmptied(b *Backup, parent *Parent) error {
+	if b.AllowEmpty || parent.Files <= 1 {
 		return nil
 	}
 	entries, err := os.ReadDir(filepath.Join(m.Dir, dataName))
@@ -387,7 +430,7 @@ func (m *mover) notEmptied(b *Backup, parent restic.Snapshot) error {
 		return nil
 	}
 	return fail(ReasonEmpty, "the volume is empty, and its last backup (%s) has %d files; accept empty backups if this is meant",
-		strings.TrimSpace(parent.Time.UTC().Format(time.RFC3339)), parent.Summary.TotalFiles-1)
+		parent.Time.UTC().Format(time.RFC3339), parent.Files-1)
 }
 
 // forget removes snapshots.

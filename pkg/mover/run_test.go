@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -37,6 +38,7 @@ type fakeRepository struct {
 	snapshots []restic.Snapshot
 	errs      map[string][]error
 	restored  restic.RestoreSummary
+	mu        sync.Mutex // a mover that is told the parent looks while it begins
 	log       []string
 	made      int
 	request   restic.BackupRequest
@@ -44,6 +46,8 @@ type fakeRepository struct {
 
 func (f *fakeRepository) say(format string, args ...any) error {
 	line := fmt.Sprintf(format, args...)
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.log = append(f.log, line)
 	method, _, _ := strings.Cut(line, " ")
 	if list := f.errs[method]; len(list) > 0 {
@@ -72,6 +76,8 @@ func (f *fakeRepository) Snapshots(_ context.Context, tags ...string) ([]restic.
 	if err != nil && !errors.Is(err, restic.ErrIncomplete) {
 		return nil, err
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	var found []restic.Snapshot
 	for _, s := range f.snapshots {
 		if !slices.ContainsFunc(tags, func(tag string) bool { return !slices.Contains(s.Tags, tag) }) {
@@ -79,6 +85,16 @@ func (f *fakeRepository) Snapshots(_ context.Context, tags ...string) ([]restic.
 		}
 	}
 	return found, err
+}
+
+func (f *fakeRepository) Holds(_ context.Context, id string) error {
+	if err := f.say("holds %s", id); err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(f.snapshots, func(s restic.Snapshot) bool { return s.ID == id }) {
+		return restic.ErrFailed
+	}
+	return nil
 }
 
 func (f *fakeRepository) Forget(_ context.Context, wait time.Duration, ids ...string) error {
@@ -95,6 +111,8 @@ func (f *fakeRepository) Backup(_ context.Context, r restic.BackupRequest, _ fun
 	if err != nil && !errors.Is(err, restic.ErrIncomplete) {
 		return nil, err
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.made++
 	id := fmt.Sprint("new", f.made)
 	f.snapshots = append(f.snapshots, restic.Snapshot{ID: id, Tags: r.Tags, Summary: &restic.BackupSummary{TotalFiles: 2}})
@@ -129,7 +147,7 @@ func snapshot(id, backup string, files int64) restic.Snapshot {
 }
 
 func TestFlow(t *testing.T) {
-	const look, again = "snapshots abaca.volume=local/v", "snapshots abaca.backup=b1"
+	const look, again, held = "snapshots abaca.volume=local/v", "snapshots abaca.backup=b1", "holds new1"
 	proved := []string{"prove data /src ro=true"}
 	type tweak func(*Task, *fakeRepository, *fakeMounts)
 	recovering := func(task *Task, _ *fakeRepository, _ *fakeMounts) { task.Recover = true }
@@ -149,18 +167,18 @@ func TestFlow(t *testing.T) {
 		reason Reason
 		log    []string
 	}{
-		"first": {task: backupTask(), log: []string{look, "backup parent= 0s", again}},
+		"first": {task: backupTask(), log: []string{look, "backup parent= 0s", held}},
 		"second, with the newest as parent": {
 			task: backupTask(), tweaks: []tweak{had(snapshot("s1", "a1", 2), snapshot("s2", "a2", 2))},
-			log: []string{look, "backup parent=s2 0s", again},
+			log: []string{look, "backup parent=s2 0s", held},
 		},
 		"no repository": {
 			task: backupTask(), tweaks: []tweak{missing},
-			log: []string{look, "init", look, "backup parent= 0s", again},
+			log: []string{look, "init", look, "backup parent= 0s", held},
 		},
 		"somebody else was faster": {
 			task: backupTask(), tweaks: []tweak{errs("snapshots", restic.ErrNoRepository), errs("init", restic.ErrFailed)},
-			log: []string{look, "init", look, "backup parent= 0s", again},
+			log: []string{look, "init", look, "backup parent= 0s", held},
 		},
 		"repository cannot be made": {
 			task: backupTask(), tweaks: []tweak{missing, errs("init", restic.ErrFailed)}, reason: ReasonRepository,
@@ -172,15 +190,15 @@ func TestFlow(t *testing.T) {
 		},
 		"killed before": {
 			task: backupTask(), tweaks: []tweak{recovering, had(snapshot("s1", "a1", 2), snapshot("half", "b1", 2), snapshot("half2", "b1", 2))},
-			log: []string{"unlock", "repair", look, "forget half,half2 0s", "backup parent=s1 0s", again},
+			log: []string{"unlock", "repair", look, "forget half,half2 0s", "backup parent=s1 0s", held},
 		},
 		"killed before there was a repository": {
 			task: backupTask(), tweaks: []tweak{recovering, missing},
-			log: []string{"unlock", look, "init", look, "backup parent= 0s", again},
+			log: []string{"unlock", look, "init", look, "backup parent= 0s", held},
 		},
 		"killed before, and others use the repository": {
 			task: backupTask(), tweaks: []tweak{recovering, errs("repair", restic.ErrLocked)},
-			log: []string{"unlock", "repair", look, "backup parent= 0s", again},
+			log: []string{"unlock", "repair", look, "backup parent= 0s", held},
 		},
 		"repair fails": {
 			task: backupTask(), tweaks: []tweak{recovering, errs("repair", restic.ErrFailed)}, reason: ReasonRepository,
@@ -188,7 +206,7 @@ func TestFlow(t *testing.T) {
 		},
 		"stale lock": {
 			task: backupTask(), tweaks: []tweak{errs("backup", restic.ErrLocked)},
-			log: []string{look, "backup parent= 0s", "unlock", "backup parent= 10m0s", again},
+			log: []string{look, "backup parent= 0s", "unlock", "backup parent= 10m0s", held},
 		},
 		"live lock": {
 			task: backupTask(), tweaks: []tweak{errs("backup", restic.ErrLocked, restic.ErrLocked)}, reason: ReasonLocked,
@@ -204,28 +222,28 @@ func TestFlow(t *testing.T) {
 		},
 		"unreadable files are accepted": {
 			task: backupTask(), tweaks: []tweak{errs("backup", restic.ErrIncomplete), func(task *Task, _ *fakeRepository, _ *fakeMounts) { task.Backup.AllowPartial = true }},
-			log: []string{look, "backup parent= 0s", again},
+			log: []string{look, "backup parent= 0s", held},
 		},
 		"unreadable snapshots of others": {
 			task: backupTask(), tweaks: []tweak{errs("snapshots", restic.ErrIncomplete, restic.ErrIncomplete), had(snapshot("s1", "a1", 2))},
-			log: []string{look, "backup parent=s1 0s", again},
+			log: []string{look, "backup parent=s1 0s", held},
 		},
 		"empty": {task: backupTask(), tweaks: []tweak{empty, had(snapshot("s1", "a1", 2))}, reason: ReasonEmpty, log: []string{look}},
 		"empty is accepted": {
 			task: backupTask(), tweaks: []tweak{empty, had(snapshot("s1", "a1", 2)), func(task *Task, _ *fakeRepository, _ *fakeMounts) { task.Backup.AllowEmpty = true }},
-			log: []string{look, "backup parent=s1 0s", again},
+			log: []string{look, "backup parent=s1 0s", held},
 		},
-		"empty as ever":          {task: backupTask(), tweaks: []tweak{empty, had(snapshot("s1", "a1", 1))}, log: []string{look, "backup parent=s1 0s", again}},
-		"empty from the start":   {task: backupTask(), tweaks: []tweak{empty}, log: []string{look, "backup parent= 0s", again}},
-		"empty, parent unknown":  {task: backupTask(), tweaks: []tweak{empty, had(snapshot("s1", "a1", -1))}, log: []string{look, "backup parent=s1 0s", again}},
+		"empty as ever":          {task: backupTask(), tweaks: []tweak{empty, had(snapshot("s1", "a1", 1))}, log: []string{look, "backup parent=s1 0s", held}},
+		"empty from the start":   {task: backupTask(), tweaks: []tweak{empty}, log: []string{look, "backup parent= 0s", held}},
+		"empty, parent unknown":  {task: backupTask(), tweaks: []tweak{empty, had(snapshot("s1", "a1", -1))}, log: []string{look, "backup parent=s1 0s", held}},
 		"not mounted":            {task: backupTask(), tweaks: []tweak{unproved(mount.ErrNotMounted)}, reason: ReasonSource},
 		"something else mounted": {task: backupTask(), tweaks: []tweak{unproved(mount.ErrOther)}, reason: ReasonSource},
 		"mounted writable":       {task: backupTask(), tweaks: []tweak{unproved(mount.ErrWritable)}, reason: ReasonSource},
 		"server down":            {task: backupTask(), tweaks: []tweak{unproved(mount.ErrCorrupted)}, reason: ReasonRepository},
 		"wrong password":         {task: backupTask(), tweaks: []tweak{errs("snapshots", restic.ErrWrongPassword)}, reason: ReasonPassword, log: []string{look}},
 		"vanished afterwards": {
-			task: backupTask(), tweaks: []tweak{errs("snapshots", nil, restic.ErrNoRepository)}, reason: ReasonRepository,
-			log: []string{look, "backup parent= 0s", again},
+			task: backupTask(), tweaks: []tweak{errs("holds", restic.ErrFailed)}, reason: ReasonRepository,
+			log: []string{look, "backup parent= 0s", held},
 		},
 
 		"restore": {
@@ -298,6 +316,53 @@ func TestFlow(t *testing.T) {
 			}
 			if task.Backup != nil && (mine > 1 || mine == 0 && result.Error == "" || mine > 0 && result.Reason.Lasting()) {
 				t.Errorf("%d snapshots of the backup after %+v", mine, result)
+			}
+		})
+	}
+}
+
+// A mover that is told the newest backup begins at once, and still ends with one
+// snapshot whatever was wrong with what it was told.
+func TestToldTheParent(t *testing.T) {
+	old := restic.Snapshot{ID: "s1", Tags: []string{TagVolume + "local/v", TagBackup + "a1"}, Summary: &restic.BackupSummary{TotalFiles: 2}}
+	other := restic.Snapshot{ID: "s2", Tags: []string{TagVolume + "local/v", TagBackup + "b1"}}
+	for name, test := range map[string]struct {
+		had     []restic.Snapshot
+		missing bool
+		failing error
+		made    int
+		parent  string
+	}{
+		"right":                          {had: []restic.Snapshot{old}, made: 1, parent: "s1"},
+		"another controller was faster":  {had: []restic.Snapshot{old, other}, made: 1, parent: "s1"},
+		"it has been deleted meanwhile":  {failing: restic.ErrFailed, made: 1, parent: ""},
+		"and so has the repository":      {missing: true, made: 1, parent: ""},
+		"unreadable files are forgotten": {had: []restic.Snapshot{old}, failing: restic.ErrIncomplete, made: 1, parent: "s1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := &fakeRepository{missing: test.missing, snapshots: test.had, errs: map[string][]error{}}
+			if test.failing != nil {
+				f.errs["backup"] = []error{test.failing}
+			}
+			dir := t.TempDir()
+			os.Mkdir(filepath.Join(dir, "data"), 0o755)
+			os.WriteFile(filepath.Join(dir, "data", "file"), nil, 0o644)
+			var proofs []string // of its own, as it is written while the mover looks
+			task := backupTask()
+			task.Backup.Parent = &Parent{Snapshot: "s1", Files: 2}
+			result := Run(t.Context(), task, Env{Dir: dir, Restic: f, Mounts: &fakeMounts{log: &proofs}})
+			incomplete := test.failing == restic.ErrIncomplete
+			if (result.Error != "") != incomplete || f.made != test.made || f.request.Parent != test.parent {
+				t.Errorf("%+v after %d backups, the last with parent %q\n%q", result, f.made, f.request.Parent, f.log)
+			}
+			mine := 0
+			for _, s := range f.snapshots {
+				if slices.Contains(s.Tags, TagBackup+"b1") {
+					mine++
+				}
+			}
+			if incomplete && mine != 0 || !incomplete && mine != 1 {
+				t.Errorf("%d snapshots of the backup", mine)
 			}
 		})
 	}

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/abaca-csi/abaca/pkg/nearest"
 )
 
 // kind says how the value of a variable is treated.
@@ -168,7 +170,7 @@ func checkEnv(env map[string]string) error {
 		}
 		k, ok := known[name]
 		if !ok {
-			return fmt.Errorf("%w: unknown variable %q; the nearest known one is %s", ErrConfig, name, nearest(name))
+			return fmt.Errorf("%w: unknown variable %q%s", ErrConfig, name, nearest.Hint(name, slices.Collect(maps.Keys(known))))
 		}
 		if k == inline {
 			return fmt.Errorf("%w: %s can only be in a repository folder", ErrConfig, name)
@@ -205,37 +207,6 @@ func checkLocation(location string) error {
 		return fmt.Errorf("%w: RESTIC_REPOSITORY has a host or user that begins with a dash", ErrConfig)
 	}
 	return nil
-}
-
-// nearest returns the known variable with the smallest edit distance.
-func nearest(name string) string {
-	best, least := "", 1<<30
-	for candidate := range known {
-		if d := distance(name, candidate); d < least || d == least && candidate < best {
-			best, least = candidate, d
-		}
-	}
-	return best
-}
-
-// distance is Levenshtein's.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
-			}
-			diagonal, row[j+1] = row[j+1], min(diagonal+cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }
 
 var userinfo = regexp.MustCompile(`//([^/?#\s]*)@`)

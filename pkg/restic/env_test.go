@@ -49,7 +49,7 @@ func TestLoadEnv(t *testing.T) {
 				"GOOGLE_APPLICATION_CREDENTIALS": "DIR/key.json", "RESTIC_CACERT": "DIR/a.pem,/etc/b.pem",
 			},
 		},
-		"typing error":     {files: with("RESTIC_PASWORD", "geheim"), err: `unknown variable "RESTIC_PASWORD"; the nearest known one is RESTIC_PASSWORD`},
+		"typing error":     {files: with("RESTIC_PASWORD", "geheim"), err: `unknown variable "RESTIC_PASWORD" (did you mean "RESTIC_PASSWORD"?)`},
 		"lower case":       {files: with("aws_access_key_id", "x"), err: "AWS_ACCESS_KEY_ID"},
 		"password command": {files: with("RESTIC_PASSWORD_COMMAND", "rm -rf /"), err: "run a program"},
 		"host":             {files: with("RESTIC_HOST", "h"), err: "RESTIC_HOST cannot be set"},

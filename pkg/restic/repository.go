@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -239,6 +240,26 @@ func (r *Repository) Snapshots(ctx context.Context, tags ...string) ([]Snapshot,
 		slices.SortStableFunc(snapshots, func(a, b Snapshot) int { return a.Time.Compare(b.Time) })
 		return snapshots, err
 	}
+}
+
+// Holds implements [Client]. A local repository is a directory whose layout is
+// documented (restic manual, "Repository Layout"), so a look is enough; others
+// are asked.
+func (r *Repository) Holds(ctx context.Context, id string) error {
+	if err := checkIDs(id); err != nil {
+		return err
+	}
+	dir := strings.TrimPrefix(r.config.Env["RESTIC_REPOSITORY"], "local:")
+	if !filepath.IsAbs(dir) {
+		_, err := r.run(ctx, "", ignore, "cat", "snapshot", id, "--no-lock")
+		return err
+	}
+	for _, name := range []string{"config", filepath.Join("snapshots", id)} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			return fmt.Errorf("%w: the repository has lost what was written: %w", ErrFailed, err)
+		}
+	}
+	return nil
 }
 
 // Forget implements [Client].

@@ -115,6 +115,9 @@ type Client interface {
 	// first. It takes no lock. On ErrIncomplete some snapshots could not be
 	// read, and those that could are returned too.
 	Snapshots(ctx context.Context, tags ...string) ([]Snapshot, error)
+	// Holds returns nil when the repository has the snapshot with the given id,
+	// at the place where other clients would look for it. It takes no lock.
+	Holds(ctx context.Context, id string) error
 	// Forget removes exactly the snapshots with the given full ids. What is
 	// gone already is nil.
 	Forget(ctx context.Context, retryLock time.Duration, ids ...string) error

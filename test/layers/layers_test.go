@@ -37,11 +37,11 @@ var ours = map[string][]string{
 	"pkg/backend/memory":      {"pkg/backend"},
 	"pkg/backend/local":       {"pkg/backend"},
 	"pkg/mount":               {},
-	"pkg/restic":              {},
+	"pkg/restic":              {"pkg/nearest"},
 
-	"pkg/mover":            {"pkg/mount", "pkg/restic"},
-	"pkg/backup":           {"pkg/backend", "pkg/busy", "pkg/mount", "pkg/mover", "pkg/restic"},
-	"pkg/backup/inprocess": {"pkg/backend", "pkg/backup", "pkg/busy", "pkg/mount", "pkg/mover", "pkg/restic"},
+	"pkg/mover":            {"pkg/mount", "pkg/nearest", "pkg/restic"},
+	"pkg/backup":           {"pkg/backend", "pkg/busy", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/restic"},
+	"pkg/backup/inprocess": {"pkg/backend", "pkg/backup", "pkg/busy", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/restic"},
 	"pkg/csi":              {"pkg/backend", "pkg/backup", "pkg/busy", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/restic"},
 }
 

@@ -186,19 +186,36 @@ func (i image) detach(ctx context.Context) error {
 	}
 	defer img.Close()
 
-	// For 2 seconds: a program just being started has all our files open until
-	// it is, and udev may look into the device for a moment.
-	for range 40 {
+	for tries := 0; ; tries++ {
 		if err = i.unmount(img); !errors.Is(err, unix.EBUSY) {
 			return err
 		}
-		if err := sleep(ctx, 50*time.Millisecond); err != nil {
+		patience := inUse
+		if errors.Is(err, errElsewhere) {
+			patience = elsewhere
+		}
+		if time.Duration(tries)*detachPoll >= patience {
+			return fmt.Errorf("%w: %v: unmount the shares, and end the processes that use %s or have it in a mount namespace of theirs",
+				backend.ErrInUse, err, i.mount())
+		}
+		if err := sleep(ctx, detachPoll); err != nil {
 			return err
 		}
 	}
-	return fmt.Errorf("%w: %v: unmount the shares, and end the processes that use %s or have it in a mount namespace of theirs",
-		backend.ErrInUse, err, i.mount())
 }
+
+// How long detach waits for others to let go of the image.
+const (
+	detachPoll = 50 * time.Millisecond
+	// A program just being started has all our files open until it is, and udev
+	// may look into the device for a moment.
+	inUse = 2 * time.Second
+	// A mount namespace made while the image was mounted, as each mover has one,
+	// holds it until it ends.
+	elsewhere = time.Minute
+)
+
+var errElsewhere = fmt.Errorf("it is mounted in other mount namespaces only: %w", unix.EBUSY)
 
 // unmount returns EBUSY as long as the image is mounted, here or elsewhere.
 func (i image) unmount(img *os.File) error {
@@ -220,8 +237,16 @@ func (i image) unmount(img *os.File) error {
 	if loop, err = findLoop(img); loop == nil || err != nil {
 		return err
 	}
-	loop.Close()
-	return fmt.Errorf("%s is still attached to %s: %w", loop.Name(), img.Name(), unix.EBUSY)
+	defer loop.Close()
+	// A share that is mounted here still may stay so for ever.
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	if bytes.Contains(mounts, []byte(" "+loop.Name()+" ")) {
+		return fmt.Errorf("%s, attached to %s, is still mounted: %w", loop.Name(), img.Name(), unix.EBUSY)
+	}
+	return fmt.Errorf("%s is still attached to %s: %w", loop.Name(), img.Name(), errElsewhere)
 }
 
 // findLoop opens the loop device that an image is attached to; nil when there

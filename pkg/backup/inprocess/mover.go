@@ -50,12 +50,12 @@ func Move(ctx context.Context, a Args, now func() time.Time) error {
 	if err := readFile(filepath.Join(a.Record, "job.json"), &rec); err != nil {
 		return err
 	}
-	if err := writeFile(filepath.Join(a.Record, "mover.json"), process{PID: os.Getpid(), Started: startTime(os.Getpid())}); err != nil {
+	if err := writeFile(filepath.Join(a.Record, "mover.json"), process{PID: os.Getpid(), Started: startTime(os.Getpid())}, false); err != nil {
 		return err
 	}
 	result := move(ctx, a, rec.Job, lock)
 	defer runtime.KeepAlive(lock) // a finalizer would free it
-	return writeFile(filepath.Join(a.Record, "result.json"), outcome{Result: result, Ended: now()})
+	return writeFile(filepath.Join(a.Record, "result.json"), outcome{Result: result, Ended: now()}, true)
 }
 
 func move(ctx context.Context, a Args, job backup.Job, lock *os.File) mover.Result {
@@ -108,7 +108,7 @@ func reporter(path string) func(restic.Progress) {
 		}
 		last = now
 		// Only shown: a progress that cannot be written must not end the backup.
-		_ = writeFile(path, p)
+		_ = writeFile(path, p, false)
 	}
 }
 

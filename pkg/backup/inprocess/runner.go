@@ -107,7 +107,7 @@ func (r *Runner) Start(ctx context.Context, job backup.Job) error {
 	if err := os.Remove(r.path(id, "result.json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("record of mover %s: %w", id, err)
 	}
-	if err := writeFile(r.path(id, "job.json"), recorded{Job: job, Started: r.Now()}); err != nil {
+	if err := writeFile(r.path(id, "job.json"), recorded{Job: job, Started: r.Now()}, true); err != nil {
 		return fmt.Errorf("record of mover %s: %w", id, err)
 	}
 	return r.spawn(ctx, id, folder, lock)
@@ -364,8 +364,9 @@ func readFile(path string, into any) error {
 	return nil
 }
 
-// writeFile replaces a file in one step that survives a crash.
-func writeFile(path string, v any) error {
+// writeFile replaces a file in one step, which survives a crash of the process;
+// if lasting, of the machine too.
+func writeFile(path string, v any, lasting bool) error {
 	b, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
 		return err
@@ -379,13 +380,18 @@ func writeFile(path string, v any) error {
 	if _, err := f.Write(b); err != nil {
 		return err
 	}
-	if err := f.Sync(); err != nil {
-		return err
+	if lasting {
+		if err := f.Sync(); err != nil {
+			return err
+		}
 	}
 	if err := os.Rename(f.Name(), path); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(path))
+	if lasting {
+		return syncDir(filepath.Dir(path))
+	}
+	return nil
 }
 
 func syncDir(path string) error {

@@ -1,0 +1,138 @@
+// Command bench measures Abaca as its users meet it, over the CSI socket, and
+// what can be compared it measures side by side in the same run.
+//
+//	bench [-files N] [-runs N] [-only PARTS] [-out FILE] [-bin DIR]
+//
+// It needs root, and bin/abaca and bin/restic. The exit code is 0 only if all
+// was measured and every target is met.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// parts are what can be measured, in the order in which it is.
+var parts = []struct {
+	name    string
+	measure func(context.Context, *bench) error
+}{
+	{"memory", measureMemory}, // first, while the driver has done nothing yet
+	{"backup", measureBackup},
+	{"mount", measureMount},
+	{"rate", measureRate}, // last: it leaves many volumes behind
+}
+
+var errMissed = errors.New("a target is missed")
+
+// bench is one run.
+type bench struct {
+	files, runs int
+	*site
+	tree   *volume // the big tree, once a part has asked for it
+	tables []*table
+}
+
+func main() {
+	files := flag.Int("files", 100_000, "how many `files` the tree has that is backed up")
+	runs := flag.Int("runs", 5, "how many `times` each thing is measured")
+	only := flag.String("only", "", "the `parts` to measure, separated by commas: "+partNames())
+	out := flag.String("out", "", "a Markdown `file` into which the tables go, between its markers")
+	bin := flag.String("bin", "bin", "the `directory` with abaca and restic")
+	flag.Parse()
+
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, *files, *runs, *only, *out, *bin); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func partNames() string {
+	var names []string
+	for _, p := range parts {
+		names = append(names, p.name)
+	}
+	return strings.Join(names, ",")
+}
+
+func run(ctx context.Context, files, runs int, only, out, bin string) (err error) {
+	if os.Getuid() != 0 {
+		return errors.New("needs root, to mount")
+	}
+	if files < 100 || runs < 1 || flag.NArg() > 0 {
+		return errors.New("at least 100 files and 1 run are needed, and no arguments; see -help")
+	}
+	wanted := strings.Split(only, ",")
+	for _, w := range wanted {
+		if w != "" && !slices.Contains(strings.Split(partNames(), ","), w) {
+			return fmt.Errorf("there is no part %q: it is one of %s", w, partNames())
+		}
+	}
+	s, err := newSite(ctx, bin, 16<<30+int64(files)*64<<10)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		// An interruption ends the measuring, and not this.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Minute)
+		defer cancel()
+		say("cleaning up")
+		err = errors.Join(err, s.clean(ctx))
+	}()
+	b := &bench{files: files, runs: runs, site: s}
+	if err := s.start(ctx); err != nil {
+		return err
+	}
+	for _, p := range parts {
+		if only != "" && !slices.Contains(wanted, p.name) {
+			continue
+		}
+		say("%s", p.name)
+		if err := p.measure(ctx, b); err != nil {
+			if ctx.Err() != nil {
+				err = errors.New("interrupted")
+			}
+			return fmt.Errorf("%s: %w\n%s", p.name, err, s.log)
+		}
+	}
+	missed := false
+	for _, t := range b.tables {
+		t.print(os.Stdout)
+		missed = missed || t.missed
+	}
+	if out != "" {
+		if err := writeTables(out, b.tables); err != nil {
+			return err
+		}
+	}
+	if missed {
+		return errMissed
+	}
+	return nil
+}
+
+// say tells the person who waits what goes on.
+func say(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, time.Now().Format(time.TimeOnly)+" "+format+"\n", args...)
+}
+
+// table begins a table of a part.
+func (b *bench) table(part, title string, header ...string) *table {
+	command := fmt.Sprintf("go run ./test/bench -only %s -runs %d", part, b.runs)
+	if part == "backup" || part == "memory" {
+		command += fmt.Sprintf(" -files %d", b.files)
+	}
+	t := &table{title: title, command: command, header: append(header, "target", "met")}
+	b.tables = append(b.tables, t)
+	return t
+}

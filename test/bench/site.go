@@ -1,0 +1,276 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"debug/buildinfo"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/abaca-csi/abaca/pkg/backend/local"
+	"github.com/abaca-csi/abaca/pkg/backup/inprocess"
+	"github.com/abaca-csi/abaca/pkg/mount"
+)
+
+const (
+	nodeID   = "bench"
+	password = "correct horse"
+)
+
+// site is a directory with all that a run has, and the driver that works in it.
+type site struct {
+	dir     string
+	size    int64 // of the btrfs image, which is sparse
+	cmd     *exec.Cmd
+	ended   chan struct{} // closed when the driver has ended
+	log     *tail
+	conn    *grpc.ClientConn
+	volumes map[string]*volume // those that are mounted, by handle
+
+	identity   csi.IdentityClient
+	controller csi.ControllerClient
+	node       csi.NodeClient
+	web        string // where the driver tells its status
+}
+
+// newSite makes a site with copies of the programs, so that a build that goes
+// on beside the run does not change what is measured.
+func newSite(ctx context.Context, bin string, size int64) (*site, error) {
+	dir, err := os.MkdirTemp("", "abaca-bench-")
+	if err != nil {
+		return nil, err
+	}
+	s := &site{dir: dir, size: size, log: &tail{}, volumes: map[string]*volume{}}
+	for _, d := range []string{"repositories", "bin"} {
+		err = errors.Join(err, os.Mkdir(s.path(d), 0o700))
+	}
+	for _, p := range []string{"abaca", "restic"} {
+		if err == nil {
+			err = copyProgram(filepath.Join(bin, p), s.path("bin", p))
+		}
+	}
+	if err == nil {
+		err = noRace(s.path("bin", "abaca"))
+	}
+	if err == nil {
+		err = os.WriteFile(s.path("config.yaml"),
+			fmt.Appendf(nil, "backends:\n- name: local\n  local: {path: %q, size: %d}\n", s.path("backend"), size), 0o600)
+	}
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	return s, ctx.Err()
+}
+
+func (s *site) path(elem ...string) string { return filepath.Join(append([]string{s.dir}, elem...)...) }
+
+func copyProgram(from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return fmt.Errorf("%w: run `make build` first", err)
+	}
+	defer in.Close()
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o755)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Close())
+}
+
+// noRace refuses a program that is slow on purpose.
+func noRace(program string) error {
+	info, err := buildinfo.ReadFile(program)
+	if err != nil {
+		return err
+	}
+	for _, s := range info.Settings {
+		if s.Key == "-race" && s.Value == "true" {
+			return errors.New("abaca is built with the race detector: run `make build`")
+		}
+	}
+	return nil
+}
+
+// start starts the driver and waits until it serves.
+func (s *site) start(ctx context.Context) error {
+	socket := s.path("csi.sock")
+	port, err := freePort()
+	if err != nil {
+		return err
+	}
+	s.web = "http://" + port
+	cmd := exec.Command(s.path("bin", "abaca"), "standalone", "--endpoint", "unix://"+socket, "--config", s.path("config.yaml"),
+		"--repositories", s.path("repositories"), "--node-id", nodeID, "--http-endpoint", port)
+	cmd.Stdout, cmd.Stderr = s.log, s.log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // the terminal's Ctrl-C is for the bench
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	s.cmd, s.ended = cmd, make(chan struct{})
+	go func() {
+		_ = cmd.Wait()
+		close(s.ended)
+	}()
+	if s.conn, err = grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials())); err != nil {
+		return err
+	}
+	s.identity, s.controller, s.node = csi.NewIdentityClient(s.conn), csi.NewControllerClient(s.conn), csi.NewNodeClient(s.conn)
+	for until := time.Now().Add(time.Minute); ; {
+		if _, err = s.identity.Probe(ctx, &csi.ProbeRequest{}); err == nil {
+			return nil
+		}
+		s.conn.ResetConnectBackoff()
+		select {
+		case <-s.ended:
+			return fmt.Errorf("abaca standalone ended at once\n%s", s.log)
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+		if time.Now().After(until) {
+			return fmt.Errorf("abaca standalone does not answer: %w\n%s", err, s.log)
+		}
+	}
+}
+
+// addRepository configures a repository.
+func (s *site) addRepository(name, location string) error {
+	dir := s.path("repositories", name)
+	err := os.Mkdir(dir, 0o700)
+	for file, text := range map[string]string{"RESTIC_REPOSITORY": location, "RESTIC_PASSWORD": password} {
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, file), []byte(text+"\n"), 0o600)
+		}
+	}
+	return err
+}
+
+// settle waits until nothing that was done before is still being worked on: the
+// kernel drops deleted snapshots and writes dirty pages in the background. It
+// comes before everything that is measured, for both sides alike.
+func (s *site) settle(ctx context.Context) error {
+	image := s.path("backend", "mnt")
+	if out, err := exec.CommandContext(ctx, "btrfs", "subvolume", "sync", image).CombinedOutput(); err != nil {
+		return fmt.Errorf("btrfs subvolume sync: %w: %s", err, bytes.TrimSpace(out))
+	}
+	for _, dir := range []string{image, s.dir} { // the image lies in the other
+		f, err := os.Open(dir)
+		if err != nil {
+			return err
+		}
+		err = unix.Syncfs(int(f.Fd()))
+		f.Close()
+		if err != nil {
+			return fmt.Errorf("syncfs %s: %w", dir, err)
+		}
+	}
+	return nil
+}
+
+// clean takes down all that a run, wherever it ended, can have left.
+func (s *site) clean(ctx context.Context) error {
+	var errs []error
+	if s.cmd != nil {
+		for _, v := range s.volumes {
+			errs = append(errs, s.unpublish(ctx, v))
+		}
+		errs = append(errs, s.stop())
+		// Movers outlive a driver, so that the next one finds them.
+		movers := &inprocess.Runner{Dir: s.path("backend", "state", "movers"), Now: time.Now}
+		jobs, err := movers.Jobs(ctx)
+		errs = append(errs, err)
+		for _, j := range jobs {
+			errs = append(errs, movers.Remove(ctx, j.Job.Task.ID))
+		}
+		errs = append(errs, s.detach(ctx))
+	}
+	left, err := mount.New().Below(s.dir)
+	if errs = append(errs, err); err == nil && len(left) == 0 {
+		errs = append(errs, os.RemoveAll(s.dir))
+	} else {
+		errs = append(errs, fmt.Errorf("still mounted: %s", strings.Join(left, ", ")))
+	}
+	return errors.Join(errs...)
+}
+
+func (s *site) stop() error {
+	if s.conn != nil {
+		s.conn.Close()
+	}
+	_ = s.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-s.ended:
+		return nil
+	case <-time.After(30 * time.Second):
+		_ = s.cmd.Process.Kill()
+		<-s.ended
+		return errors.New("abaca standalone did not end by itself and was killed")
+	}
+}
+
+// detach unmounts the image, which a driver leaves mounted by design.
+func (s *site) detach(ctx context.Context) error {
+	mounts := mount.New()
+	left, err := mounts.Below(s.path("node"))
+	for _, at := range left {
+		err = errors.Join(err, mounts.Unmount(ctx, at))
+	}
+	if _, serr := os.Stat(s.path("backend", "mnt")); serr != nil {
+		return err // it did not come so far
+	}
+	b, oerr := local.Open(ctx, local.Options{Path: s.path("backend"), Size: s.size, Node: nodeID})
+	if oerr != nil {
+		return errors.Join(err, oerr)
+	}
+	// A mount namespace that somebody else has just made has our mounts too.
+	for until := time.Now().Add(30 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+		if derr := b.Detach(ctx); derr == nil || ctx.Err() != nil || time.Now().After(until) {
+			return errors.Join(err, derr)
+		}
+	}
+}
+
+// machine describes where the figures come from.
+func machine() string {
+	var u unix.Utsname
+	_ = unix.Uname(&u)
+	var info unix.Sysinfo_t
+	_ = unix.Sysinfo(&info)
+	return fmt.Sprintf("%d cores (%s), %d GiB of memory, Linux %s, %s", runtime.NumCPU(), runtime.GOARCH,
+		(uint64(info.Totalram)*uint64(info.Unit)+1<<29)>>30, unix.ByteSliceToString(u.Release[:]), runtime.Version())
+}
+
+// tail keeps the last of what is written to it.
+type tail struct {
+	mu sync.Mutex
+	b  []byte
+}
+
+func (w *tail) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.b = append(w.b, p...)
+	w.b = w.b[max(0, len(w.b)-4<<10):]
+	return len(p), nil
+}
+
+func (w *tail) String() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return string(w.b)
+}
