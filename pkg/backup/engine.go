@@ -447,8 +447,9 @@ func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (*Status, erro
 	}
 	switch st.Phase {
 	case Interrupted:
+		err := e.restart(ctx, st, true)
 		st.Phase = Running
-		return st, e.restart(ctx, st, true)
+		return st, err
 	case Failed:
 		e.remember(st)
 		if err := e.Runner.Remove(ctx, req.ID); err != nil {

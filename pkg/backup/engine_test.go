@@ -1,0 +1,391 @@
+package backup
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/abaca-csi/abaca/pkg/backend"
+	"github.com/abaca-csi/abaca/pkg/backend/memory"
+	"github.com/abaca-csi/abaca/pkg/mount"
+	"github.com/abaca-csi/abaca/pkg/mover"
+	"github.com/abaca-csi/abaca/pkg/restic"
+)
+
+// fakeRunner keeps records; its movers end when a test says so.
+type fakeRunner struct {
+	jobs   map[string]*Status
+	starts int
+	now    func() time.Time
+}
+
+func (r *fakeRunner) Start(_ context.Context, job Job) error {
+	if st := r.jobs[job.Task.ID]; st != nil && (st.Phase == Running || st.Phase == Succeeded) {
+		return nil
+	}
+	r.starts++
+	r.jobs[job.Task.ID] = &Status{Job: job, Phase: Running, Started: r.now()}
+	return nil
+}
+
+func (r *fakeRunner) Status(_ context.Context, id string) (*Status, error) {
+	if st := r.jobs[id]; st != nil {
+		copied := *st
+		return &copied, nil
+	}
+	return nil, fmt.Errorf("job %s: %w", id, backend.ErrNotFound)
+}
+
+func (r *fakeRunner) Jobs(ctx context.Context) ([]*Status, error) {
+	var out []*Status
+	for id := range r.jobs {
+		st, _ := r.Status(ctx, id)
+		out = append(out, st)
+	}
+	slices.SortFunc(out, func(a, b *Status) int { return cmp.Compare(a.Job.Task.ID, b.Job.Task.ID) })
+	return out, nil
+}
+
+func (r *fakeRunner) Stop(_ context.Context, id string) error {
+	if st := r.jobs[id]; st != nil && st.Phase == Running {
+		st.Phase, st.Result = Failed, mover.Result{Error: "stopped", Reason: mover.ReasonStopped}
+	}
+	return nil
+}
+
+func (r *fakeRunner) Remove(_ context.Context, id string) error {
+	delete(r.jobs, id)
+	return nil
+}
+
+// fakeRepository is one repository in memory.
+type fakeRepository struct {
+	restic.Client
+	snapshots []restic.Snapshot
+	listed    int
+	err       error
+}
+
+func (f *fakeRepository) Names(context.Context) ([]string, error) { return []string{"offsite"}, nil }
+
+func (f *fakeRepository) Open(_ context.Context, name string) (restic.Client, error) {
+	if name != "offsite" {
+		return nil, fmt.Errorf("repository %q: %w", name, backend.ErrNotFound)
+	}
+	return f, nil
+}
+
+func (f *fakeRepository) Snapshots(_ context.Context, tags ...string) ([]restic.Snapshot, error) {
+	f.listed++
+	var out []restic.Snapshot
+	for _, s := range f.snapshots {
+		if !slices.ContainsFunc(tags, func(t string) bool { return !slices.Contains(s.Tags, t) }) {
+			out = append(out, s)
+		}
+	}
+	return out, f.err
+}
+
+func (f *fakeRepository) Forget(_ context.Context, _ time.Duration, ids ...string) error {
+	f.snapshots = slices.DeleteFunc(f.snapshots, func(s restic.Snapshot) bool { return slices.Contains(ids, s.ID) })
+	return f.err
+}
+
+type bench struct {
+	*Engine
+	t          *testing.T
+	now        time.Time
+	runner     *fakeRunner
+	repository *fakeRepository
+	backend    backend.Backend
+	share      *backend.Share
+}
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	b := &bench{t: t, now: time.Date(2026, 4, 12, 1, 0, 0, 0, time.UTC), repository: &fakeRepository{}}
+	clock := func() time.Time { return b.now }
+	store := memory.NewStore("")
+	store.Now = clock
+	b.backend = store.Open()
+	b.runner = &fakeRunner{jobs: map[string]*Status{}, now: clock}
+	b.Engine = &Engine{Backends: map[string]backend.Backend{"mem": b.backend}, Repositories: b.repository, Runner: b.runner,
+		Now: clock, Tick: time.Millisecond}
+	var err error
+	if b.share, err = b.backend.CreateShare(t.Context(), backend.CreateShareRequest{Name: "data", MinSize: 1 << 20, Role: backend.RoleUser}); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func (b *bench) request(id string) Request {
+	return Request{ID: id, Name: "name of " + id, Repository: "offsite", Backend: "mem", ShareID: b.share.ID, Volume: "mem/" + b.share.ID, Host: "h"}
+}
+
+// end makes a running mover end, and what it made appear in the repository.
+func (b *bench) end(id string, result mover.Result) {
+	st := b.runner.jobs[id]
+	st.Phase, st.Result, st.Ended = Succeeded, result, b.now
+	if result.Error != "" {
+		st.Phase = Failed
+	}
+	if result.Snapshot != "" {
+		b.repository.snapshots = append(b.repository.snapshots, restic.Snapshot{ID: result.Snapshot, Time: st.Job.Task.Backup.Time,
+			Tags: []string{mover.TagBackup + id, mover.TagVolume + st.Job.Task.Backup.Volume, mover.TagName + "n", mover.TagSize + "5"}})
+	}
+}
+
+func (b *bench) snapshots() int {
+	b.t.Helper()
+	all, _, err := b.backend.ListSnapshots(b.t.Context(), "", 0)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return len(all)
+}
+
+func TestBackupFromBeginningToEnd(t *testing.T) {
+	b := newBench(t)
+	first, err := b.Backup(t.Context(), b.request("one"))
+	if err != nil || first.Ready {
+		t.Fatalf("%+v, %v", first, err)
+	}
+	if again, err := b.Backup(t.Context(), b.request("one")); err != nil || again.Ready || b.runner.starts != 1 || b.snapshots() != 1 {
+		t.Errorf("while it runs: %+v, %v, %d movers, %d snapshots", again, err, b.runner.starts, b.snapshots())
+	}
+	other := b.request("one")
+	other.Volume = "mem/other"
+	if _, err := b.Backup(t.Context(), other); !errors.Is(err, backend.ErrConflict) {
+		t.Errorf("of another volume: %v", err)
+	}
+	b.end("one", mover.Result{Snapshot: "s1"})
+	done, err := b.Backup(t.Context(), b.request("one"))
+	if err != nil || !done.Ready || done.CreatedAt != first.CreatedAt || b.snapshots() != 0 || len(b.runner.jobs) != 0 {
+		t.Errorf("at the end: %+v, %v, %d snapshots, %d records", done, err, b.snapshots(), len(b.runner.jobs))
+	}
+	// The source may go.
+	if err := b.backend.DeleteShare(t.Context(), b.share.ID); err != nil {
+		t.Fatal(err)
+	}
+	for _, later := range []time.Duration{0, time.Second, time.Hour} {
+		b.now = b.now.Add(later)
+		if found, err := b.Backup(t.Context(), b.request("one")); err != nil || !found.Ready {
+			t.Errorf("%s later: %+v, %v", later, found, err)
+		}
+	}
+	if found, err := b.Find(t.Context(), "offsite", "one"); err != nil || found.Snapshot != "s1" {
+		t.Errorf("found %+v, %v", found, err)
+	}
+}
+
+// The second backup of a volume is told the first as its parent, and asks the
+// repository nothing.
+func TestNextBackupIsToldItsParent(t *testing.T) {
+	b := newBench(t)
+	if _, err := b.Backup(t.Context(), b.request("one")); err != nil {
+		t.Fatal(err)
+	}
+	b.end("one", mover.Result{Snapshot: "s1", Backup: &restic.BackupSummary{TotalFiles: 7}})
+	if _, err := b.Backup(t.Context(), b.request("one")); err != nil {
+		t.Fatal(err)
+	}
+	before := b.repository.listed
+	b.now = b.now.Add(time.Minute)
+	if _, err := b.Backup(t.Context(), b.request("two")); err != nil {
+		t.Fatal(err)
+	}
+	if p := b.runner.jobs["two"].Job.Task.Backup.Parent; p == nil || p.Snapshot != "s1" || p.Files != 7 || b.repository.listed != before {
+		t.Errorf("parent %+v after %d listings", p, b.repository.listed-before)
+	}
+	// A mover that starts again looks for itself.
+	b.runner.jobs["two"].Phase = Interrupted
+	if _, err := b.Backup(t.Context(), b.request("two")); err != nil {
+		t.Fatal(err)
+	}
+	if job := b.runner.jobs["two"].Job; job.Task.Backup.Parent != nil || !job.Task.Recover || job.Attempt != 2 {
+		t.Errorf("started again as %+v", job)
+	}
+}
+
+// restic keeps a snapshot of an incomplete backup too: a record outranks it.
+func TestRepositoryIsNotBelievedOverARecord(t *testing.T) {
+	b := newBench(t)
+	if _, err := b.Backup(t.Context(), b.request("one")); err != nil {
+		t.Fatal(err)
+	}
+	b.end("one", mover.Result{Snapshot: "s1"})
+	for _, phase := range []Phase{Running, Interrupted, Failed} {
+		b.runner.jobs["one"].Phase = phase
+		if found, err := b.Find(t.Context(), "offsite", "one"); err != nil || found.Ready {
+			t.Errorf("%s: found %+v, %v", phase, found, err)
+		}
+		b.now = b.now.Add(time.Hour)
+		if list, err := b.List(t.Context()); err != nil || len(list) != 1 || list[0].Ready {
+			t.Errorf("%s: listed %+v, %v", phase, list, err)
+		}
+	}
+}
+
+func TestFailures(t *testing.T) {
+	for _, reason := range []mover.Reason{mover.ReasonIncomplete, mover.ReasonSource, mover.ReasonEmpty, mover.ReasonPassword, mover.ReasonConfig} {
+		b := newBench(t)
+		if _, err := b.Backup(t.Context(), b.request("one")); err != nil {
+			t.Fatal(err)
+		}
+		b.end("one", mover.Result{Error: "because", Reason: reason})
+		for range 2 {
+			b.now = b.now.Add(time.Hour)
+			if _, err := b.Backup(t.Context(), b.request("one")); !errors.Is(err, ErrFailed) || !strings.Contains(err.Error(), "because") {
+				t.Errorf("%s: %v", reason, err)
+			}
+		}
+		if b.snapshots() != 0 || b.runner.starts != 1 {
+			t.Errorf("%s: %d snapshots, %d movers", reason, b.snapshots(), b.runner.starts)
+		}
+		if err := b.Delete(t.Context(), "offsite", "one"); err != nil || len(b.runner.jobs) != 0 {
+			t.Errorf("%s: delete: %v, %d records", reason, err, len(b.runner.jobs))
+		}
+	}
+}
+
+func TestPassingFailureIsTriedAgain(t *testing.T) {
+	b := newBench(t)
+	if _, err := b.Backup(t.Context(), b.request("one")); err != nil {
+		t.Fatal(err)
+	}
+	for attempt := 1; attempt <= 3; attempt++ {
+		b.end("one", mover.Result{Error: "the network is down", Reason: mover.ReasonRepository})
+		if _, err := b.Backup(t.Context(), b.request("one")); !errors.Is(err, backend.ErrUnavailable) || !strings.Contains(err.Error(), "network") {
+			t.Errorf("too early: %v", err)
+		}
+		b.now = b.now.Add(backoff(attempt))
+		if _, err := b.Backup(t.Context(), b.request("one")); err != nil || b.runner.starts != attempt+1 {
+			t.Errorf("after a while: %v, %d movers", err, b.runner.starts)
+		}
+	}
+	if b.snapshots() != 1 {
+		t.Errorf("%d snapshots; it must be the same all the time", b.snapshots())
+	}
+	if len(b.Recent()) != 3 {
+		t.Errorf("%d attempts are remembered", len(b.Recent()))
+	}
+}
+
+func TestBackoff(t *testing.T) {
+	for attempt, want := range map[int]time.Duration{1: 5 * time.Second, 2: 10 * time.Second, 3: 20 * time.Second, 50: 5 * time.Minute} {
+		if got := backoff(attempt); got != want {
+			t.Errorf("attempt %d: %s, want %s", attempt, got, want)
+		}
+	}
+}
+
+// A mover that dies each time must not be started in a tight loop.
+func TestDyingMoverIsSlowedDown(t *testing.T) {
+	b := newBench(t)
+	if _, err := b.Backup(t.Context(), b.request("one")); err != nil {
+		t.Fatal(err)
+	}
+	for range 60 {
+		b.runner.jobs["one"].Phase = Interrupted
+		if err := b.look(t.Context(), "one"); err != nil {
+			t.Fatal(err)
+		}
+		b.now = b.now.Add(time.Second)
+	}
+	if b.runner.starts > 6 {
+		t.Errorf("%d movers in a minute", b.runner.starts)
+	}
+}
+
+func TestDelete(t *testing.T) {
+	b := newBench(t)
+	for _, id := range []string{"one", "two", "three"} {
+		if _, err := b.Backup(t.Context(), b.request(id)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, id := range []string{"one", "two"} {
+		b.end(id, mover.Result{Snapshot: "s-" + id})
+		if _, err := b.Backup(t.Context(), b.request(id)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		for _, id := range []string{"one", "three"} { // a finished one, and one that runs
+			if err := b.Delete(t.Context(), "offsite", id); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	list, err := b.List(t.Context())
+	if err != nil || len(list) != 1 || list[0].ID != "two" || b.snapshots() != 0 || len(b.repository.snapshots) != 1 {
+		t.Errorf("left: %+v, %v, %d snapshots", list, err, b.snapshots())
+	}
+	if err := b.Delete(t.Context(), "gone", "two"); !errors.Is(err, backend.ErrInUse) {
+		t.Errorf("in a repository that is not configured: %v", err)
+	}
+}
+
+func TestRunFinishesWhatNobodyAsksFor(t *testing.T) {
+	b := newBench(t)
+	if _, err := b.Backup(t.Context(), b.request("one")); err != nil {
+		t.Fatal(err)
+	}
+	b.end("one", mover.Result{Snapshot: "s1"})
+	// A snapshot that a killed controller has cut for a backup nobody knows.
+	if _, err := b.backend.CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: temporaryName("lost"), ShareID: b.share.ID, Role: backend.RoleTemporary}); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.sweep(t.Context()); err != nil || b.snapshots() != 2 {
+		t.Errorf("swept too early: %v, %d snapshots", err, b.snapshots())
+	}
+	b.now = b.now.Add(time.Hour)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	done := make(chan struct{})
+	go func() { defer close(done); b.Run(ctx) }()
+	for ctx.Err() == nil && b.snapshots() > 0 {
+		time.Sleep(time.Millisecond)
+	}
+	cancel()
+	<-done
+	if b.snapshots() != 0 || len(b.runner.jobs) != 0 {
+		t.Errorf("left: %d snapshots, %d records", b.snapshots(), len(b.runner.jobs))
+	}
+}
+
+func TestRestore(t *testing.T) {
+	b := newBench(t)
+	req := RestoreRequest{ID: "restore-x", Repository: "offsite", Backup: "one", Target: mount.Source{Protocol: "bind", Location: "/x"}}
+	if st, err := b.Restore(t.Context(), req); err != nil || st.Phase != Running {
+		t.Fatalf("%+v, %v", st, err)
+	}
+	for reason, want := range map[mover.Reason]error{
+		mover.ReasonNotFound: ErrFailed, mover.ReasonNoSpace: backend.ErrExhausted, mover.ReasonRepository: backend.ErrUnavailable,
+	} {
+		st := b.runner.jobs[req.ID]
+		st.Phase, st.Result, st.Ended = Failed, mover.Result{Error: "because", Reason: reason}, b.now
+		if _, err := b.Restore(t.Context(), req); !errors.Is(err, want) || len(b.runner.jobs) != 0 {
+			t.Errorf("%s: %v, %d records", reason, err, len(b.runner.jobs))
+		}
+		if _, err := b.Restore(t.Context(), req); err != nil {
+			t.Errorf("the next one: %v", err)
+		}
+	}
+	b.runner.jobs[req.ID].Phase = Interrupted
+	if st, err := b.Restore(t.Context(), req); err != nil || st.Phase != Running || !b.runner.jobs[req.ID].Job.Task.Recover {
+		t.Errorf("interrupted: %+v, %v", st, err)
+	}
+	b.runner.jobs[req.ID].Phase = Succeeded
+	if st, err := b.Restore(t.Context(), req); err != nil || st.Phase != Succeeded {
+		t.Errorf("done: %+v, %v", st, err)
+	}
+	if err := b.EndRestore(t.Context(), req.ID); err != nil || len(b.runner.jobs) != 0 {
+		t.Errorf("end: %v", err)
+	}
+}
