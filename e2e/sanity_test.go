@@ -1,8 +1,11 @@
 package e2e
 
 import (
+	"encoding/json"
 	"os"
 	"os/exec"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/kubernetes-csi/csi-test/v5/pkg/sanity"
@@ -27,7 +30,8 @@ func TestSanity(t *testing.T) {
 		t.Run(part.name, func(t *testing.T) {
 			s := newSite(t)
 			d := s.start()
-			args := []string{"-test.run=^TestSanitySuite$", "-test.v", "-test.timeout=10m"}
+			report := s.path("sanity.json")
+			args := []string{"-test.run=^TestSanitySuite$", "-test.v", "-test.timeout=10m", "-ginkgo.json-report=" + report}
 			if part.focus != "" {
 				args = append(args, "-ginkgo.focus="+part.focus)
 			}
@@ -37,11 +41,56 @@ func TestSanity(t *testing.T) {
 			out, err := cmd.CombinedOutput()
 			if err != nil {
 				t.Errorf("csi-sanity: %v\n%s", err, out)
-			} else {
-				t.Logf("%s", out)
 			}
+			checkSkips(t, report)
 		})
 	}
+}
+
+// notOurs are the reasons for which csi-sanity may skip: what shares do not have
+// by their nature, or Abaca not yet.
+var notOurs = []string{
+	"Controller Publish, UnpublishVolume not supported", // no attach step
+	"ControllerPublishVolume not supported",
+	"ControllerPublishVolume.readonly field not supported",
+	"ControllerUnpublishVolume not supported",
+	"NodeExpandVolume not supported", // shares grow by the controller alone
+	"Modify",                         // no mutable parameters
+	"ControllerModifyVolume not supported",
+	"GroupControllerService not supported",
+	"VolumeGroupSnapshots not supported",
+	"SNAPSHOT_ACCESSIBILITY_CONSTRAINTS not supported",
+	"NodeGetStorageHealth not supported",
+	"testnodevolumeattachlimit not enabled", // a node has no limit
+	"No MaxVolumesPerNode",
+}
+
+// checkSkips reads Ginkgo's report: nothing that Abaca could support may be
+// skipped.
+func checkSkips(t *testing.T, report string) {
+	t.Helper()
+	var suites []struct {
+		SpecReports []struct {
+			State, LeafNodeText string
+			Failure             struct{ Message string }
+		}
+	}
+	b, err := os.ReadFile(report)
+	if err == nil {
+		err = json.Unmarshal(b, &suites)
+	}
+	if err != nil || len(suites) != 1 {
+		t.Fatalf("csi-sanity's report: %v", err)
+	}
+	count := map[string]int{}
+	for _, spec := range suites[0].SpecReports {
+		count[spec.State]++
+		why := spec.Failure.Message
+		if spec.State == "skipped" && why != "" && !slices.ContainsFunc(notOurs, func(s string) bool { return strings.HasPrefix(why, s) }) {
+			t.Errorf("csi-sanity skipped %q: %s", spec.LeafNodeText, why)
+		}
+	}
+	t.Logf("csi-sanity: %v", count)
 }
 
 // TestSanitySuite is the body of each part.

@@ -14,6 +14,8 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
+const stReadOnly = 1 // ST_RDONLY of statfs(2)
+
 // TestSnapshotVolumeCannotBeWritten is the first promise: whatever the request
 // says. The request to publish says readonly=false, as kubelet's does.
 func TestSnapshotVolumeCannotBeWritten(t *testing.T) {
@@ -36,6 +38,11 @@ func TestSnapshotVolumeCannotBeWritten(t *testing.T) {
 			t.Errorf("the snapshot holds %q, want %q", got, c.want)
 		}
 		for _, path := range []string{dir, strings.Replace(dir, "/target", "/staging", 1)} {
+			// The mount itself, not only the subvolume below it.
+			var fs syscall.Statfs_t
+			if err := syscall.Statfs(path, &fs); err != nil || fs.Flags&stReadOnly == 0 {
+				t.Errorf("the mount at %s has flags %#x, not read-only: %v", path, fs.Flags, err)
+			}
 			if err := os.WriteFile(filepath.Join(path, "file"), []byte("x"), 0o644); !errors.Is(err, syscall.EROFS) {
 				t.Errorf("writing %s: %v, want a read-only file system", path, err)
 			}

@@ -100,9 +100,9 @@ func run(ctx context.Context, files, runs int, only, out, bin string) (err error
 		say("%s", p.name)
 		if err := p.measure(ctx, b); err != nil {
 			if ctx.Err() != nil {
-				err = errors.New("interrupted")
+				return errors.New("interrupted")
 			}
-			return fmt.Errorf("%s: %w\n%s", p.name, err, s.log)
+			return fmt.Errorf("%s: %w\n%s", p.name, err, s.lastLog())
 		}
 	}
 	missed := false

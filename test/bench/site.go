@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -37,7 +36,6 @@ type site struct {
 	size    int64 // of the btrfs image, which is sparse
 	cmd     *exec.Cmd
 	ended   chan struct{} // closed when the driver has ended
-	log     *tail
 	conn    *grpc.ClientConn
 	volumes map[string]*volume // those that are mounted, by handle
 
@@ -54,7 +52,7 @@ func newSite(ctx context.Context, bin string, size int64) (*site, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &site{dir: dir, size: size, log: &tail{}, volumes: map[string]*volume{}}
+	s := &site{dir: dir, size: size, volumes: map[string]*volume{}}
 	for _, d := range []string{"repositories", "bin"} {
 		err = errors.Join(err, os.Mkdir(s.path(d), 0o700))
 	}
@@ -116,7 +114,13 @@ func (s *site) start(ctx context.Context) error {
 	s.web = "http://" + port
 	cmd := exec.Command(s.path("bin", "abaca"), "standalone", "--endpoint", "unix://"+socket, "--config", s.path("config.yaml"),
 		"--repositories", s.path("repositories"), "--node-id", nodeID, "--http-endpoint", port)
-	cmd.Stdout, cmd.Stderr = s.log, s.log
+	// A file and not a pipe, which the movers inherit and keep open.
+	log, err := os.Create(s.path("log"))
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // the terminal's Ctrl-C is for the bench
 	if err := cmd.Start(); err != nil {
 		return err
@@ -137,13 +141,13 @@ func (s *site) start(ctx context.Context) error {
 		s.conn.ResetConnectBackoff()
 		select {
 		case <-s.ended:
-			return fmt.Errorf("abaca standalone ended at once\n%s", s.log)
+			return fmt.Errorf("abaca standalone ended at once\n%s", s.lastLog())
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(50 * time.Millisecond):
 		}
 		if time.Now().After(until) {
-			return fmt.Errorf("abaca standalone does not answer: %w\n%s", err, s.log)
+			return fmt.Errorf("abaca standalone does not answer: %w\n%s", err, s.lastLog())
 		}
 	}
 }
@@ -255,22 +259,9 @@ func machine() string {
 		(uint64(info.Totalram)*uint64(info.Unit)+1<<29)>>30, unix.ByteSliceToString(u.Release[:]), runtime.Version())
 }
 
-// tail keeps the last of what is written to it.
-type tail struct {
-	mu sync.Mutex
-	b  []byte
-}
-
-func (w *tail) Write(p []byte) (int, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.b = append(w.b, p...)
-	w.b = w.b[max(0, len(w.b)-4<<10):]
-	return len(p), nil
-}
-
-func (w *tail) String() string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return string(w.b)
+// lastLog is the end of the driver's log.
+func (s *site) lastLog() string {
+	b, _ := os.ReadFile(s.path("log"))
+	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+	return strings.Join(lines[max(0, len(lines)-10):], "\n")
 }
