@@ -65,24 +65,30 @@ func (s *site) inventory() string {
 	if n := entries("backend", "mnt", "tmp"); n != 0 {
 		s.t.Errorf("%d temporary entries", n)
 	}
+	return fmt.Sprintf("%d shares, %d snapshots (%d temporary), %d exports, %d backups, %d movers, %d locks",
+		len(shares), len(snapshots), temporary, len(exports), entries("offsite", "snapshots"), entries("backend", "state", "movers"), entries("offsite", "locks"))
+}
+
+// noDoubles checks that no backup has two restic snapshots.
+func (s *site) noDoubles() {
+	s.t.Helper()
 	var list []struct{ Tags []string }
-	if out, err := s.restic("snapshots", "--json", "--no-lock"); err == nil {
-		if err := json.Unmarshal([]byte(out), &list); err != nil {
-			s.t.Fatal(err)
-		}
+	out, err := s.restic("snapshots", "--json", "--no-lock")
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &list)
 	}
-	names := map[string]bool{}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	seen := map[string]bool{}
 	for _, r := range list {
 		for _, tag := range r.Tags {
-			if strings.HasPrefix(tag, "abaca.backup=") && names[tag] {
+			if strings.HasPrefix(tag, "abaca.backup=") && seen[tag] {
 				s.t.Errorf("two restic snapshots bear %s", tag)
-			} else if strings.HasPrefix(tag, "abaca.backup=") {
-				names[tag] = true
 			}
+			seen[tag] = strings.HasPrefix(tag, "abaca.backup=")
 		}
 	}
-	return fmt.Sprintf("%d shares, %d snapshots (%d temporary), %d exports, %d backups, %d movers, %d locks",
-		len(shares), len(snapshots), temporary, len(exports), len(list), entries("backend", "state", "movers"), entries("offsite", "locks"))
 }
 
 // TestKilledAtEveryPoint kills the controller before and after every change
@@ -186,6 +192,7 @@ func TestKilledAtEveryPoint(t *testing.T) {
 		})
 	}
 	s.t = t
+	s.noDoubles()
 	last := s.start()
 	last.unpublish(data)
 	last.stop(syscall.SIGTERM)

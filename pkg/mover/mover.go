@@ -81,7 +81,8 @@ type Restore struct {
 
 // Result is how a mover ended.
 type Result struct {
-	// Snapshot is the restic snapshot that was made or restored.
+	// Snapshot is the restic snapshot that was made or restored; without
+	// Backup, another controller had made it before.
 	Snapshot string `json:"snapshot,omitempty"`
 	// Error is empty for success; else for people, without secrets.
 	Error string `json:"error,omitempty"`
@@ -108,12 +109,13 @@ const (
 	ReasonLocked     Reason = "locked"      // somebody else holds the repository
 	ReasonRepository Reason = "unavailable" // everything else that restic says: may pass
 	ReasonStopped    Reason = "stopped"     // asked to stop
+	ReasonDeleted    Reason = "deleted"     // its backup is being deleted
 )
 
 // Lasting says whether the same task would fail again.
 func (r Reason) Lasting() bool {
 	switch r {
-	case ReasonSource, ReasonIncomplete, ReasonEmpty, ReasonNotFound, ReasonPassword, ReasonConfig:
+	case ReasonSource, ReasonIncomplete, ReasonEmpty, ReasonNotFound, ReasonPassword, ReasonConfig, ReasonDeleted:
 		return true
 	}
 	return false

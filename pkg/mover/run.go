@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	"golang.org/x/sys/unix"
 
 	"github.com/abaca-csi/abaca/pkg/mount"
 	"github.com/abaca-csi/abaca/pkg/restic"
@@ -48,8 +50,8 @@ type Env struct {
 // called again with the same task and Recover.
 //
 // After a successful backup exactly one restic snapshot bears the tag of the
-// backup. After a lasting failure there may be
-// one of an earlier run, if the failure came before the repository was reached.
+// backup. After a lasting failure there may be one of an earlier run, if the
+// failure came before the repository was reached.
 func Run(ctx context.Context, task Task, env Env) Result {
 	m := &mover{Env: env, task: task}
 	m.Dir, m.LockWait = cmp.Or(m.Dir, Dir), cmp.Or(m.LockWait, DefaultLockWait)
@@ -165,25 +167,24 @@ func (m *mover) backup(ctx context.Context, b *Backup) error {
 			return err
 		}
 	}
-	// A snapshot of this very backup is from a run that died before it could say
-	// how it ended. Files may be missing from it, and nothing in it tells. Its
-	// packs stay when it is forgotten, so what it had is read again and not
-	// uploaded again.
-	//
-	// A new task has none, unless two controllers began it at once. So it need
-	// not wait for the answer, which costs as much as the walk of a small volume:
-	// restic derives its key anew in each call.
+	// A new task has no snapshot yet, unless two controllers began it at once. So
+	// it need not wait for the answer, which costs as much as the walk of a small
+	// volume: restic derives its key anew in each call.
 	listed := m.earlier(ctx, b)
 	parent := b.Parent
 	if parent == nil {
-		doubtful, found, err := listed()
+		found, err := listed()
 		if err != nil {
 			return err
 		}
-		if err := m.forget(ctx, doubtful...); err != nil {
+		if found.done != "" {
+			m.result.Snapshot = found.done
+			return nil
+		}
+		if err := m.forget(ctx, found.doubtful...); err != nil {
 			return err
 		}
-		parent = found
+		parent = found.parent
 	}
 	if err := m.notEmptied(b, parent); err != nil {
 		return err
@@ -204,21 +205,32 @@ func (m *mover) backup(ctx context.Context, b *Backup) error {
 		return err
 	})
 	if b.Parent != nil {
-		doubtful, found, gone := listed()
-		if err != nil && ctx.Err() == nil && summary == nil && (gone != nil || found.Snapshot != parent.Snapshot) {
+		found, gone := listed()
+		if summary == nil && ctx.Err() == nil && (gone != nil || found.parent.Snapshot != parent.Snapshot) {
 			// There is no repository yet, or the parent has been deleted.
 			look := *b
 			look.Parent = nil
 			return m.backup(ctx, &look)
 		}
-		if gone != nil && err == nil {
-			return gone
+		if gone != nil && summary != nil {
+			return errors.Join(gone, m.forget(ctx, summary.SnapshotID))
 		}
-		if err == nil || summary != nil {
-			doubtful = slices.DeleteFunc(doubtful, func(id string) bool { return id == summary.SnapshotID })
-			if err := m.forget(ctx, doubtful...); err != nil {
+		if found.done != "" && summary != nil {
+			m.result.Snapshot = found.done
+			return m.forget(ctx, summary.SnapshotID)
+		}
+		if summary != nil { // which may be in the list already
+			others := slices.DeleteFunc(found.doubtful, func(id string) bool { return id == summary.SnapshotID })
+			if err := m.forget(ctx, others...); err != nil {
 				return err
 			}
+		}
+	}
+	if summary != nil {
+		// What was read must have been there to the end: a snapshot that is
+		// removed under its mount reads as an empty directory.
+		if err := m.prove(ctx, true); err != nil {
+			return errors.Join(err, m.forget(ctx, summary.SnapshotID))
 		}
 	}
 	if errors.Is(err, restic.ErrIncomplete) && summary != nil {
@@ -249,10 +261,23 @@ func (m *mover) backup(ctx context.Context, b *Backup) error {
 	return nil
 }
 
+// earlier is what the repository holds of a volume.
+type earlier struct {
+	// done is a snapshot of this very backup that another controller has made of
+	// another cut: it succeeded, or its record would have kept this task from
+	// beginning.
+	done string
+	// doubtful are the snapshots of this backup and this cut. They are from a run
+	// that died before it could say how it ended: files may be missing from
+	// them, and nothing in them tells. Their packs stay when they are forgotten,
+	// so what they had is read again and not uploaded again.
+	doubtful []string
+	parent   *Parent // the newest of the others
+}
+
 // earlier begins to list the restic snapshots of the volume. The function that
-// it returns waits for them: those that bear the tag of this very backup, and
-// the newest of the others.
-func (m *mover) earlier(ctx context.Context, b *Backup) func() (doubtful []string, parent *Parent, err error) {
+// it returns waits for them.
+func (m *mover) earlier(ctx context.Context, b *Backup) func() (earlier, error) {
 	type answer struct {
 		snapshots []restic.Snapshot
 		err       error
@@ -263,24 +288,23 @@ func (m *mover) earlier(ctx context.Context, b *Backup) func() (doubtful []strin
 		a.snapshots, a.err = m.snapshots(ctx, b)
 		came <- a
 	}()
-	return func() ([]string, *Parent, error) {
+	return func() (earlier, error) {
 		a := <-came
-		if a.err != nil {
-			return nil, nil, a.err
-		}
-		var doubtful []string
-		parent := &Parent{}
+		found := earlier{parent: &Parent{}}
 		for _, s := range a.snapshots { // oldest first
-			if slices.Contains(s.Tags, TagBackup+b.Backup) {
-				doubtful = append(doubtful, s.ID)
-				continue
-			}
-			parent = &Parent{Snapshot: s.ID, Time: s.Time}
-			if s.Summary != nil {
-				parent.Files = s.Summary.TotalFiles
+			switch {
+			case !slices.Contains(s.Tags, TagBackup+b.Backup):
+				found.parent = &Parent{Snapshot: s.ID, Time: s.Time}
+				if s.Summary != nil {
+					found.parent.Files = s.Summary.TotalFiles
+				}
+			case s.Time.Equal(b.Time.Truncate(time.Second)):
+				found.doubtful = append(found.doubtful, s.ID)
+			default:
+				found.done = s.ID
 			}
 		}
-		return doubtful, parent, nil
+		return found, a.err
 	}
 }
 
@@ -323,8 +347,21 @@ func (m *mover) restore(ctx context.Context, r *Restore) error {
 	if s := snapshot.Summary; s != nil && restored < s.TotalFiles+s.TotalDirs {
 		return fmt.Errorf("restored %d entries, and the backup has at least %d", restored, s.TotalFiles+s.TotalDirs)
 	}
+	// restic leaves it to the kernel when what it wrote reaches the disk.
+	if err := syncFS(filepath.Join(m.Dir, dataName)); err != nil {
+		return fmt.Errorf("sync the volume: %w", err)
+	}
 	m.result.Snapshot, m.result.Restore = snapshot.ID, summary
 	return nil
+}
+
+func syncFS(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return unix.Syncfs(int(d.Fd()))
 }
 
 // prove makes sure that Dir/data is what the task means. Nothing else happens
@@ -415,19 +452,25 @@ func (m *mover) init(ctx context.Context) error {
 	return m.Restic.Init(ctx)
 }
 
-// notEmptied returns ReasonEmpty for a volume that has no entry at all though
+// notEmptied returns ReasonEmpty for a volume that has nothing but directories though
 // its last backup had files besides the description: it is rather a mistake of
 // the storage system, or of a person, than a volume worth a backup.
 func (m *mover) notEmptied(b *Backup, parent *Parent) error {
 	if b.AllowEmpty || parent.Files <= 1 {
 		return nil
 	}
-	entries, err := os.ReadDir(filepath.Join(m.Dir, dataName))
+	anything := errors.New("there is something")
+	err := filepath.WalkDir(filepath.Join(m.Dir, dataName), func(_ string, e fs.DirEntry, err error) error {
+		if err == nil && !e.IsDir() {
+			return anything
+		}
+		return err
+	})
+	if errors.Is(err, anything) {
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("read volume: %w", err)
-	}
-	if slices.ContainsFunc(entries, func(e os.DirEntry) bool { return e.Name() != "lost+found" }) {
-		return nil
 	}
 	return fail(ReasonEmpty, "the volume is empty, and its last backup (%s) has %d files; accept empty backups if this is meant",
 		parent.Time.UTC().Format(time.RFC3339), parent.Files-1)

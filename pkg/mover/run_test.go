@@ -42,6 +42,7 @@ type fakeRepository struct {
 	log       []string
 	made      int
 	request   restic.BackupRequest
+	then      func() // after a backup
 }
 
 func (f *fakeRepository) say(format string, args ...any) error {
@@ -115,7 +116,10 @@ func (f *fakeRepository) Backup(_ context.Context, r restic.BackupRequest, _ fun
 	defer f.mu.Unlock()
 	f.made++
 	id := fmt.Sprint("new", f.made)
-	f.snapshots = append(f.snapshots, restic.Snapshot{ID: id, Tags: r.Tags, Summary: &restic.BackupSummary{TotalFiles: 2}})
+	f.snapshots = append(f.snapshots, restic.Snapshot{ID: id, Time: r.Time, Tags: r.Tags, Summary: &restic.BackupSummary{TotalFiles: 2}})
+	if f.then != nil {
+		f.then()
+	}
 	return &restic.BackupSummary{SnapshotID: id}, err
 }
 
@@ -143,11 +147,15 @@ func snapshot(id, backup string, files int64) restic.Snapshot {
 	if files < 0 {
 		s.Summary = nil
 	}
+	if backup == "b1" { // of the same cut as the task's
+		s.Time = backupTask().Backup.Time
+	}
 	return s
 }
 
 func TestFlow(t *testing.T) {
-	const look, again, held = "snapshots abaca.volume=local/v", "snapshots abaca.backup=b1", "holds new1"
+	const look, again = "snapshots abaca.volume=local/v", "snapshots abaca.backup=b1"
+	const proof, held = "prove data /src ro=true", "holds new1"
 	proved := []string{"prove data /src ro=true"}
 	type tweak func(*Task, *fakeRepository, *fakeMounts)
 	recovering := func(task *Task, _ *fakeRepository, _ *fakeMounts) { task.Recover = true }
@@ -167,18 +175,18 @@ func TestFlow(t *testing.T) {
 		reason Reason
 		log    []string
 	}{
-		"first": {task: backupTask(), log: []string{look, "backup parent= 0s", held}},
+		"first": {task: backupTask(), log: []string{look, "backup parent= 0s", proof, held}},
 		"second, with the newest as parent": {
 			task: backupTask(), tweaks: []tweak{had(snapshot("s1", "a1", 2), snapshot("s2", "a2", 2))},
-			log: []string{look, "backup parent=s2 0s", held},
+			log: []string{look, "backup parent=s2 0s", proof, held},
 		},
 		"no repository": {
 			task: backupTask(), tweaks: []tweak{missing},
-			log: []string{look, "init", look, "backup parent= 0s", held},
+			log: []string{look, "init", look, "backup parent= 0s", proof, held},
 		},
 		"somebody else was faster": {
 			task: backupTask(), tweaks: []tweak{errs("snapshots", restic.ErrNoRepository), errs("init", restic.ErrFailed)},
-			log: []string{look, "init", look, "backup parent= 0s", held},
+			log: []string{look, "init", look, "backup parent= 0s", proof, held},
 		},
 		"repository cannot be made": {
 			task: backupTask(), tweaks: []tweak{missing, errs("init", restic.ErrFailed)}, reason: ReasonRepository,
@@ -190,15 +198,15 @@ func TestFlow(t *testing.T) {
 		},
 		"killed before": {
 			task: backupTask(), tweaks: []tweak{recovering, had(snapshot("s1", "a1", 2), snapshot("half", "b1", 2), snapshot("half2", "b1", 2))},
-			log: []string{"unlock", "repair", look, "forget half,half2 0s", "backup parent=s1 0s", held},
+			log: []string{"unlock", "repair", look, "forget half,half2 0s", "backup parent=s1 0s", proof, held},
 		},
 		"killed before there was a repository": {
 			task: backupTask(), tweaks: []tweak{recovering, missing},
-			log: []string{"unlock", look, "init", look, "backup parent= 0s", held},
+			log: []string{"unlock", look, "init", look, "backup parent= 0s", proof, held},
 		},
 		"killed before, and others use the repository": {
 			task: backupTask(), tweaks: []tweak{recovering, errs("repair", restic.ErrLocked)},
-			log: []string{"unlock", "repair", look, "backup parent= 0s", held},
+			log: []string{"unlock", "repair", look, "backup parent= 0s", proof, held},
 		},
 		"repair fails": {
 			task: backupTask(), tweaks: []tweak{recovering, errs("repair", restic.ErrFailed)}, reason: ReasonRepository,
@@ -206,7 +214,7 @@ func TestFlow(t *testing.T) {
 		},
 		"stale lock": {
 			task: backupTask(), tweaks: []tweak{errs("backup", restic.ErrLocked)},
-			log: []string{look, "backup parent= 0s", "unlock", "backup parent= 10m0s", held},
+			log: []string{look, "backup parent= 0s", "unlock", "backup parent= 10m0s", proof, held},
 		},
 		"live lock": {
 			task: backupTask(), tweaks: []tweak{errs("backup", restic.ErrLocked, restic.ErrLocked)}, reason: ReasonLocked,
@@ -214,28 +222,28 @@ func TestFlow(t *testing.T) {
 		},
 		"unreadable files": {
 			task: backupTask(), tweaks: []tweak{errs("backup", restic.ErrIncomplete)}, reason: ReasonIncomplete,
-			log: []string{look, "backup parent= 0s", "forget new1 0s"},
+			log: []string{look, "backup parent= 0s", proof, "forget new1 0s"},
 		},
 		"unreadable files, and the half is not forgotten": {
 			task: backupTask(), tweaks: []tweak{errs("backup", restic.ErrIncomplete), errs("forget", restic.ErrLocked, restic.ErrLocked)}, reason: ReasonLocked,
-			log: []string{look, "backup parent= 0s", "forget new1 0s", "unlock", "forget new1 10m0s"},
+			log: []string{look, "backup parent= 0s", proof, "forget new1 0s", "unlock", "forget new1 10m0s"},
 		},
 		"unreadable files are accepted": {
 			task: backupTask(), tweaks: []tweak{errs("backup", restic.ErrIncomplete), func(task *Task, _ *fakeRepository, _ *fakeMounts) { task.Backup.AllowPartial = true }},
-			log: []string{look, "backup parent= 0s", held},
+			log: []string{look, "backup parent= 0s", proof, held},
 		},
 		"unreadable snapshots of others": {
 			task: backupTask(), tweaks: []tweak{errs("snapshots", restic.ErrIncomplete, restic.ErrIncomplete), had(snapshot("s1", "a1", 2))},
-			log: []string{look, "backup parent=s1 0s", held},
+			log: []string{look, "backup parent=s1 0s", proof, held},
 		},
 		"empty": {task: backupTask(), tweaks: []tweak{empty, had(snapshot("s1", "a1", 2))}, reason: ReasonEmpty, log: []string{look}},
 		"empty is accepted": {
 			task: backupTask(), tweaks: []tweak{empty, had(snapshot("s1", "a1", 2)), func(task *Task, _ *fakeRepository, _ *fakeMounts) { task.Backup.AllowEmpty = true }},
-			log: []string{look, "backup parent=s1 0s", held},
+			log: []string{look, "backup parent=s1 0s", proof, held},
 		},
-		"empty as ever":          {task: backupTask(), tweaks: []tweak{empty, had(snapshot("s1", "a1", 1))}, log: []string{look, "backup parent=s1 0s", held}},
-		"empty from the start":   {task: backupTask(), tweaks: []tweak{empty}, log: []string{look, "backup parent= 0s", held}},
-		"empty, parent unknown":  {task: backupTask(), tweaks: []tweak{empty, had(snapshot("s1", "a1", -1))}, log: []string{look, "backup parent=s1 0s", held}},
+		"empty as ever":          {task: backupTask(), tweaks: []tweak{empty, had(snapshot("s1", "a1", 1))}, log: []string{look, "backup parent=s1 0s", proof, held}},
+		"empty from the start":   {task: backupTask(), tweaks: []tweak{empty}, log: []string{look, "backup parent= 0s", proof, held}},
+		"empty, parent unknown":  {task: backupTask(), tweaks: []tweak{empty, had(snapshot("s1", "a1", -1))}, log: []string{look, "backup parent=s1 0s", proof, held}},
 		"not mounted":            {task: backupTask(), tweaks: []tweak{unproved(mount.ErrNotMounted)}, reason: ReasonSource},
 		"something else mounted": {task: backupTask(), tweaks: []tweak{unproved(mount.ErrOther)}, reason: ReasonSource},
 		"mounted writable":       {task: backupTask(), tweaks: []tweak{unproved(mount.ErrWritable)}, reason: ReasonSource},
@@ -243,7 +251,22 @@ func TestFlow(t *testing.T) {
 		"wrong password":         {task: backupTask(), tweaks: []tweak{errs("snapshots", restic.ErrWrongPassword)}, reason: ReasonPassword, log: []string{look}},
 		"vanished afterwards": {
 			task: backupTask(), tweaks: []tweak{errs("holds", restic.ErrFailed)}, reason: ReasonRepository,
-			log: []string{look, "backup parent= 0s", held},
+			log: []string{look, "backup parent= 0s", proof, held},
+		},
+
+		"somebody else made it of another cut": {
+			task: backupTask(), tweaks: []tweak{had(snapshot("s1", "a1", 2)), func(_ *Task, f *fakeRepository, _ *fakeMounts) {
+				s := snapshot("s2", "b1", 2)
+				s.Time = s.Time.Add(-time.Minute)
+				f.snapshots = append(f.snapshots, s)
+			}},
+			log: []string{look},
+		},
+		"unmounted meanwhile": {
+			task: backupTask(), tweaks: []tweak{func(_ *Task, f *fakeRepository, m *fakeMounts) {
+				f.then = func() { m.err = mount.ErrNotMounted }
+			}},
+			reason: ReasonSource, log: []string{look, "backup parent= 0s", proof, "forget new1 0s"},
 		},
 
 		"restore": {

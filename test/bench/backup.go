@@ -55,6 +55,8 @@ func measureBackup(ctx context.Context, b *bench) error {
 		return err
 	}
 	through, plain := make([][]time.Duration, len(phases)), make([][]time.Duration, len(phases))
+	// Where Abaca's time goes: begin, mover without restic, restic, end.
+	spent := make([][4][]time.Duration, len(phases))
 	var read, added []int64
 	for run := range b.runs {
 		pair, err := b.newPair(ctx, run, tiny)
@@ -67,24 +69,30 @@ func measureBackup(ctx context.Context, b *bench) error {
 					return err
 				}
 			}
-			x, y, err := pair.measure(ctx, fmt.Sprintf("backup-%d-%d", run, i), v, i > 0, (run+i)%2 == 0)
+			name := fmt.Sprintf("backup-%d-%d", run, i)
+			begun, ready, y, err := pair.measure(ctx, name, v, i > 0, (run+i)%2 == 0)
 			if err != nil {
 				return fmt.Errorf("%s: %w", phase, err)
 			}
+			x := ready.Sub(begun)
 			through[i], plain[i] = append(through[i], x), append(plain[i], y)
+			told, err := b.account(ctx, name)
+			if err != nil {
+				return err
+			}
+			own := told.BackupSummary.Duration
+			for k, d := range []time.Duration{told.Started.Sub(begun), told.Ended.Sub(told.Started) - own, own, ready.Sub(told.Ended)} {
+				spent[i][k] = append(spent[i][k], d)
+			}
 			say("run %d of %d: %s: Abaca %s, restic %s", run+1, b.runs, phase, durationText(x), durationText(y))
 			if i == 1 {
 				size, err := tree.Measure(v.dir)
 				if err != nil {
 					return err
 				}
-				s, err := b.summary(ctx, fmt.Sprintf("backup-%d-%d", run, i))
-				if err != nil {
-					return err
-				}
 				// Restic reads a file unless it counts it as unmodified. The one
 				// file besides the volume's is the backup's own volume.json.
-				read, added = append(read, int64(size.Files)-s.FilesUnmodified), append(added, s.DataAdded)
+				read, added = append(read, int64(size.Files)-told.BackupSummary.FilesUnmodified), append(added, told.BackupSummary.DataAdded)
 			}
 		}
 		if err := pair.remove(); err != nil {
@@ -102,6 +110,15 @@ func measureBackup(ctx context.Context, b *bench) error {
 			durationText(median(more)), ratioText(median(ratios)), spread(ratios, ratioText))
 	}
 	t.notes = append(t.notes, fmt.Sprintf("Medians of %d paired runs; the ratio is the median of the pairs' ratios.", b.runs))
+	w := b.table("backup", "Where the time of a backup through Abaca goes",
+		"backup", "until the mover starts", "mover, without restic", "restic", "from the mover's end until ready")
+	for i, phase := range phases {
+		cells := []string{phase}
+		for _, d := range spent[i] {
+			cells = append(cells, durationText(median(d)))
+		}
+		w.plainRow(cells...)
+	}
 	u := b.table("backup", "What an unchanged backup through Abaca reads and adds", "what", "median", "range")
 	count := func(n int64) string { return fmt.Sprint(n) }
 	u.row("0", slices.Max(read) == 0, "files of the volume read", count(median(read)), spread(read, count))
@@ -123,7 +140,7 @@ func (b *bench) newPair(ctx context.Context, run int, tiny *volume) (*pair, erro
 	if err := b.addRepository(p.name, p.repository("abaca")); err != nil {
 		return nil, err
 	}
-	if _, err := b.backUp(ctx, "tiny-"+p.name, p.name, tiny); err != nil {
+	if _, _, err := b.backUp(ctx, "tiny-"+p.name, p.name, tiny); err != nil {
 		return nil, err
 	}
 	if _, err := p.restic(ctx, "/", "init", "--repository-version=2"); err != nil {
@@ -147,25 +164,25 @@ func (p *pair) remove() error {
 // measure backs the volume up on both sides. Plain restic gets a snapshot of
 // its own each time, as Abaca does, so that neither side finds inodes and pages
 // of it in memory.
-func (p *pair) measure(ctx context.Context, name string, v *volume, parent, abacaFirst bool) (through, plain time.Duration, err error) {
+func (p *pair) measure(ctx context.Context, name string, v *volume, parent, abacaFirst bool) (begun, ready time.Time, plain time.Duration, err error) {
 	snapshot, drop, err := p.mountedSnapshot(ctx, name+"-plain", v)
 	if err != nil {
-		return 0, 0, err
+		return begun, ready, 0, err
 	}
 	for i := range 2 {
 		if err := p.settle(ctx); err != nil {
-			return 0, 0, err
+			return begun, ready, 0, err
 		}
 		if (i == 0) == abacaFirst {
-			through, err = p.backUp(ctx, name, p.name, v)
+			begun, ready, err = p.backUp(ctx, name, p.name, v)
 		} else {
 			plain, err = p.plainBackup(ctx, filepath.Dir(snapshot.dir), parent)
 		}
 		if err != nil {
-			return 0, 0, err
+			return begun, ready, 0, err
 		}
 	}
-	return through, plain, drop()
+	return begun, ready, plain, drop()
 }
 
 func (p *pair) plainBackup(ctx context.Context, dir string, parent bool) (time.Duration, error) {

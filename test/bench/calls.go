@@ -147,30 +147,37 @@ func (s *site) mountedSnapshot(ctx context.Context, name string, of *volume) (*v
 	}, err
 }
 
-// backUp makes a backup and says how long it took, from the first call until
-// the answer that it is ready.
-func (s *site) backUp(ctx context.Context, name, repository string, of *volume) (time.Duration, error) {
+// backUp makes a backup and says when the first call began, and when the answer
+// came that it is ready.
+func (s *site) backUp(ctx context.Context, name, repository string, of *volume) (begun, ready time.Time, err error) {
 	req := &csi.CreateSnapshotRequest{Name: name, SourceVolumeId: of.id,
 		Parameters: map[string]string{"type": "backup", "repository": repository}}
-	begun := time.Now()
+	begun = time.Now()
 	for {
 		resp, err := s.controller.CreateSnapshot(ctx, req)
 		if err == nil && resp.GetSnapshot().GetReadyToUse() {
-			return time.Since(begun), nil
+			return begun, time.Now(), nil
 		}
 		if err != nil && status.Code(err) != codes.Aborted {
-			return 0, err
+			return begun, begun, err
 		}
 		select {
 		case <-ctx.Done():
-			return 0, ctx.Err()
+			return begun, begun, ctx.Err()
 		case <-time.After(poll):
 		}
 	}
 }
 
-// summary is what restic said of one of Abaca's last backups.
-func (s *site) summary(ctx context.Context, name string) (*restic.BackupSummary, error) {
+// account is what the driver says of a backup that has ended.
+type account struct {
+	Name           string
+	Started, Ended time.Time             // of the mover
+	BackupSummary  *restic.BackupSummary // restic's own
+}
+
+// account returns that of one of the last backups.
+func (s *site) account(ctx context.Context, name string) (*account, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.web+"/status", nil)
 	if err != nil {
 		return nil, err
@@ -181,17 +188,14 @@ func (s *site) summary(ctx context.Context, name string) (*restic.BackupSummary,
 	}
 	defer resp.Body.Close()
 	var report struct {
-		Finished []struct {
-			Name          string
-			BackupSummary *restic.BackupSummary
-		}
+		Finished []account
 	}
 	if err := json.NewDecoder(resp.Body).Decode(&report); err != nil {
 		return nil, fmt.Errorf("read the driver's status: %w", err)
 	}
 	for _, f := range report.Finished {
 		if f.Name == name && f.BackupSummary != nil {
-			return f.BackupSummary, nil
+			return &f, nil
 		}
 	}
 	return nil, errors.New("the driver's status does not have the backup " + name)

@@ -72,6 +72,9 @@ func run(ctx context.Context, files, runs int, only, out, bin string) (err error
 	if files < 100 || runs < 1 || flag.NArg() > 0 {
 		return errors.New("at least 100 files and 1 run are needed, and no arguments; see -help")
 	}
+	if only != "" && out != "" {
+		return errors.New("-out writes the tables of all parts: leave -only away")
+	}
 	wanted := strings.Split(only, ",")
 	for _, w := range wanted {
 		if w != "" && !slices.Contains(strings.Split(partNames(), ","), w) {

@@ -39,7 +39,7 @@ func measureMemory(ctx context.Context, b *bench) error {
 	watching, stop := context.WithCancel(ctx)
 	seen := make(chan [2]int64)
 	go func() { seen <- peaks(watching, b.cmd.Process.Pid) }()
-	_, err = b.backUp(ctx, "memory", "memory", v)
+	_, _, err = b.backUp(ctx, "memory", "memory", v)
 	stop()
 	peak := <-seen
 	if err != nil {
