@@ -54,6 +54,9 @@ type Job struct {
 	Attempt int `json:"attempt"`
 }
 
+// always is for a job that is wanted whatever has happened meanwhile.
+func always(context.Context) error { return nil }
+
 // Phase is what a runner knows of a job.
 type Phase string
 
@@ -81,14 +84,17 @@ type Status struct {
 type Runner interface {
 	// Start records the job and starts its mover. A job that runs or has
 	// succeeded is left alone; one that failed or was interrupted starts again.
-	Start(ctx context.Context, job Job) error
+	// While nobody else can start, end or remove the job, may is asked whether
+	// it is still wanted; its error is returned, and nothing has happened.
+	Start(ctx context.Context, job Job, may func(context.Context) error) error
 	// Status returns one job. backend.ErrNotFound when there is no record.
 	Status(ctx context.Context, id string) (*Status, error)
 	// Jobs returns every job that there is a record of, ordered by id.
 	Jobs(ctx context.Context) ([]*Status, error)
-	// Stop ends the mover and waits until it is gone; the record stays. If the
-	// mover does not go before ctx ends it returns backend.ErrPending. What does
-	// not run is nil.
+	// Stop ends the mover, waits until it is gone, and makes the job one that has
+	// failed for good with mover.ReasonDeleted, so that nobody starts it again.
+	// If the mover does not go before ctx ends it returns backend.ErrPending.
+	// What has no record is nil.
 	Stop(ctx context.Context, id string) error
 	// Remove is Stop, and drops the record. What has none is nil.
 	Remove(ctx context.Context, id string) error

@@ -61,6 +61,7 @@ type Engine struct {
 	recent   []*Status
 	seen     map[string]time.Time // end of the last attempt that was remembered, by job
 	ended    map[ending]int
+	learned  int // counts what was learned or forgotten of any repository
 }
 
 type listing struct {
@@ -107,8 +108,8 @@ func (e *Engine) Backup(ctx context.Context, req Request) (*Backup, error) {
 		return nil, fmt.Errorf("backup %q: %w", req.Name, err)
 	}
 	// What is not in a listing that is not quite new can only be a backup that
-	// another controller has finished since: the mover would find it, and so does
-	// a source that has gone.
+	// another controller has finished since. The mover finds it and keeps it; a
+	// source that has gone is a reason to look again here.
 	for _, age := range []time.Duration{refreshEvery, 0} {
 		found, parent, err := e.lookup(ctx, req.Repository, req.ID, req.Volume, age)
 		if err == nil {
@@ -134,7 +135,7 @@ func fits(b *Backup, req Request) error {
 }
 
 // begin cuts the snapshot, holds it and starts the mover. Each step is found
-// again by the next call, and by sweep if there is none.
+// again by the next call, and in the end by sweep if there is none.
 func (e *Engine) begin(ctx context.Context, req Request, parent *mover.Parent) (*Backup, error) {
 	b, err := e.backend(req.Backend)
 	if err != nil {
@@ -146,7 +147,7 @@ func (e *Engine) begin(ctx context.Context, req Request, parent *mover.Parent) (
 		return nil, fmt.Errorf("cut a snapshot for backup %q: %w", req.Name, err)
 	}
 	job := Job{
-		Backend: req.Backend, Snapshot: snap.ID, Consumer: "backup-" + req.ID, Attempt: 1,
+		Backend: req.Backend, Snapshot: snap.ID, Consumer: consumerOf(req.ID), Attempt: 1,
 		Task: mover.Task{
 			ID: req.ID, Repository: req.Repository,
 			Backup: &mover.Backup{
@@ -159,21 +160,28 @@ func (e *Engine) begin(ctx context.Context, req Request, parent *mover.Parent) (
 	export, err := b.Export(ctx, backend.Target{SnapshotID: snap.ID}, job.Consumer)
 	if err == nil {
 		job.Task.Source = Source(export)
-		err = e.Runner.Start(ctx, job)
+		err = e.Runner.Start(ctx, job, always)
 	}
 	if err != nil {
-		// Nothing refers to the snapshot yet. The request's context may be what
-		// ended, so the clean-up has its own.
+		// The request's context may be what ended, so the clean-up has its own. A
+		// job that was recorded all the same has the snapshot and goes on.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), repositoryTimeout)
 		defer cancel()
-		return nil, errors.Join(fmt.Errorf("start backup %q: %w", req.Name, err), e.releaseSnapshot(ctx, job))
+		err = fmt.Errorf("start backup %q: %w", req.Name, err)
+		if _, recorded := e.Runner.Status(ctx, req.ID); errors.Is(recorded, backend.ErrNotFound) {
+			err = errors.Join(err, e.releaseSnapshot(ctx, job))
+		}
+		return nil, err
 	}
 	klog.FromContext(ctx).Info("Backup begun", "backup", req.ID, "name", req.Name, "volumeID", req.Volume,
 		"repository", req.Repository, "snapshotID", snap.ID)
 	return describe(job), nil
 }
 
+// temporaryName and consumerOf name a backup's snapshot, and the mover that
+// holds it, on the storage system.
 func temporaryName(id string) string { return "backup/" + id }
+func consumerOf(id string) string    { return "backup-" + id }
 
 // Source is a backend's export as package mount wants it.
 func Source(x *backend.Export) mount.Source {
@@ -217,8 +225,14 @@ func (e *Engine) advance(ctx context.Context, st *Status) (*Backup, error) {
 		b.Ready, b.Snapshot = true, st.Result.Snapshot
 		if st.Result.Backup != nil {
 			b.Files = st.Result.Backup.TotalFiles
+			e.learn(b)
+		} else { // another controller had made it, of another cut
+			found, _, err := e.lookup(ctx, b.Repository, b.ID, b.Volume, 0)
+			if err != nil {
+				return nil, err
+			}
+			b = found
 		}
-		e.learn(b)
 		if err := e.Runner.Remove(ctx, st.Job.Task.ID); err != nil {
 			return nil, err
 		}
@@ -242,7 +256,14 @@ func (e *Engine) restart(ctx context.Context, st *Status, recover bool) error {
 	}
 	klog.FromContext(ctx).Info("Mover starts again", "task", job.Task.ID, "attempt", job.Attempt, "phase", st.Phase,
 		"error", st.Result.Error)
-	if err := e.Runner.Start(ctx, job); err != nil {
+	same := func(ctx context.Context) error {
+		now, err := e.Runner.Status(ctx, job.Task.ID)
+		if err == nil && now.Job.Attempt != st.Job.Attempt {
+			err = fmt.Errorf("another controller has started it: %w", backend.ErrPending)
+		}
+		return err
+	}
+	if err := e.Runner.Start(ctx, job, same); err != nil {
 		return fmt.Errorf("start %s again: %w", job.Task.ID, err)
 	}
 	return nil
@@ -360,21 +381,21 @@ func (e *Engine) Delete(ctx context.Context, repository, id string) error {
 	st, err := e.Runner.Status(ctx, id)
 	switch {
 	case err == nil && st.Job.Task.Backup != nil && st.Job.Task.Repository == repository:
-		// The record goes after the snapshot, which a killed controller finds by
-		// it, and before the repository, so that nobody starts the job again.
+		// The record goes last: a killed controller finds the snapshot by it, and
+		// it outranks what an incomplete backup has left in the repository.
 		if err := e.Runner.Stop(ctx, id); err != nil {
 			return fmt.Errorf("stop backup %s: %w", id, err)
 		}
 		if err := e.releaseSnapshot(ctx, st.Job); err != nil {
 			return err
 		}
-		if err := e.Runner.Remove(ctx, id); err != nil {
-			return err
-		}
 	case err != nil && !errors.Is(err, backend.ErrNotFound):
 		return err
 	}
-	return e.forget(ctx, repo, repository, id)
+	if err := e.forget(ctx, repo, repository, id); err != nil {
+		return err
+	}
+	return e.Runner.Remove(ctx, id)
 }
 
 // forget removes the restic snapshots that bear the backup's tag, by their ids.
@@ -385,7 +406,7 @@ func (e *Engine) forget(ctx context.Context, repo restic.Client, repository, id 
 	if errors.Is(err, restic.ErrNoRepository) {
 		return nil
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, restic.ErrIncomplete) { // what cannot be read cannot be forgotten
 		return repositoryError(repository, err)
 	}
 	if len(snapshots) == 0 {
@@ -419,6 +440,9 @@ type RestoreRequest struct {
 	Backup     string
 	// Target is where the share is mounted from.
 	Target mount.Source
+	// Wanted is asked right before a mover starts, when no other can: an error
+	// says that the share is not to be written any more.
+	Wanted func(context.Context) error
 }
 
 // Restore begins a restore, or says how far the one with this id is: Running
@@ -437,13 +461,16 @@ func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (*Status, erro
 	st, err := e.Runner.Status(ctx, req.ID)
 	switch {
 	case errors.Is(err, backend.ErrNotFound):
-		if err := e.Runner.Start(ctx, job); err != nil {
+		if err := e.Runner.Start(ctx, job, req.Wanted); err != nil {
 			return nil, fmt.Errorf("start restore %s: %w", req.ID, err)
 		}
 		klog.FromContext(ctx).Info("Restore begun", "task", req.ID, "backup", req.Backup, "repository", req.Repository)
 		return &Status{Job: job, Phase: Running}, nil
 	case err != nil:
 		return nil, err
+	}
+	if now := st.Job.Task; now.Restore.Backup != req.Backup || now.Repository != req.Repository {
+		return nil, fmt.Errorf("restore %s is of backup %s in repository %q: %w", req.ID, now.Restore.Backup, now.Repository, backend.ErrConflict)
 	}
 	switch st.Phase {
 	case Interrupted:
@@ -483,9 +510,6 @@ func (e *Engine) EndRestore(ctx context.Context, id string) error {
 // and starts again what was interrupted, whether or not anybody asks.
 func (e *Engine) Run(ctx context.Context) {
 	log := klog.FromContext(ctx)
-	if err := e.sweep(ctx); err != nil && ctx.Err() == nil {
-		log.Error(err, "Looking for temporary snapshots left behind")
-	}
 	tick := time.NewTicker(e.Tick)
 	defer tick.Stop()
 	said := map[string]string{} // the last error of each job, to say each once
@@ -497,6 +521,9 @@ func (e *Engine) Run(ctx context.Context) {
 		}
 		if e.Now().Sub(refreshed) > refreshEvery {
 			refreshed = e.Now()
+			if err := e.sweep(ctx); err != nil && ctx.Err() == nil {
+				log.Error(err, "Looking for temporary snapshots left behind")
+			}
 			e.refresh(ctx)
 		}
 		jobs, err := e.Runner.Jobs(ctx)
@@ -566,17 +593,25 @@ func (e *Engine) sweep(ctx context.Context) error {
 			if !ours || s.Role != backend.RoleTemporary || e.Now().Sub(s.CreatedAt) < sweepAge {
 				continue
 			}
-			if _, err := e.Runner.Status(ctx, id); !errors.Is(err, backend.ErrNotFound) {
-				continue
-			}
-			klog.FromContext(ctx).Info("Removing a temporary snapshot that was left behind", "snapshotID", s.ID, "backup", id)
-			err := e.releaseSnapshot(ctx, Job{Backend: name, Snapshot: s.ID, Consumer: "backup-" + id})
-			if err != nil {
+			if err := e.sweepOne(ctx, Job{Backend: name, Snapshot: s.ID, Consumer: consumerOf(id)}, id); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+func (e *Engine) sweepOne(ctx context.Context, job Job, id string) error {
+	release, err := e.lock(id)
+	if err != nil {
+		return nil // somebody does know it
+	}
+	defer release()
+	if _, err := e.Runner.Status(ctx, id); !errors.Is(err, backend.ErrNotFound) {
+		return nil
+	}
+	klog.FromContext(ctx).Info("Removing a temporary snapshot that was left behind", "snapshotID", job.Snapshot, "backup", id)
+	return e.releaseSnapshot(ctx, job)
 }
 
 // Recent returns the attempts that ended under this process, oldest first.
@@ -662,8 +697,15 @@ func (e *Engine) list(ctx context.Context, repository string, age time.Duration)
 	ctx, cancel := context.WithTimeout(ctx, repositoryTimeout)
 	defer cancel()
 	at := e.Now()
+	e.mu.Lock()
+	learned := e.learned
+	e.mu.Unlock()
 	snapshots, err := repo.Snapshots(ctx)
-	if err != nil && !errors.Is(err, restic.ErrNoRepository) {
+	switch {
+	case errors.Is(err, restic.ErrIncomplete):
+		// One damaged snapshot must not hide the backups of all volumes.
+		klog.FromContext(ctx).Error(err, "Repository holds snapshots that cannot be read", "repository", repository)
+	case err != nil && !errors.Is(err, restic.ErrNoRepository):
 		return nil, repositoryError(repository, err)
 	}
 	backups := make([]*Backup, 0, len(snapshots))
@@ -677,6 +719,9 @@ func (e *Engine) list(ctx context.Context, repository string, age time.Duration)
 	if e.listings == nil {
 		e.listings = map[string]listing{}
 	}
+	if learned != e.learned {
+		return backups, nil // it may lack what was learned while restic listed
+	}
 	e.listings[repository] = listing{at: at, backups: backups}
 	return backups, nil
 }
@@ -685,6 +730,7 @@ func (e *Engine) list(ctx context.Context, repository string, age time.Duration)
 func (e *Engine) learn(b *Backup) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.learned++
 	l, ok := e.listings[b.Repository]
 	if !ok {
 		return
@@ -698,6 +744,7 @@ func (e *Engine) learn(b *Backup) {
 func (e *Engine) forgetListing(repository string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.learned++
 	if l, ok := e.listings[repository]; ok {
 		l.at = time.Time{}
 		e.listings[repository] = l

@@ -24,7 +24,10 @@ type fakeRunner struct {
 	now    func() time.Time
 }
 
-func (r *fakeRunner) Start(_ context.Context, job Job) error {
+func (r *fakeRunner) Start(ctx context.Context, job Job, may func(context.Context) error) error {
+	if err := may(ctx); err != nil {
+		return err
+	}
 	if st := r.jobs[job.Task.ID]; st != nil && (st.Phase == Running || st.Phase == Succeeded) {
 		return nil
 	}
@@ -53,7 +56,7 @@ func (r *fakeRunner) Jobs(ctx context.Context) ([]*Status, error) {
 
 func (r *fakeRunner) Stop(_ context.Context, id string) error {
 	if st := r.jobs[id]; st != nil && st.Phase == Running {
-		st.Phase, st.Result = Failed, mover.Result{Error: "stopped", Reason: mover.ReasonStopped}
+		st.Phase, st.Result = Failed, mover.Result{Error: "deleted", Reason: mover.ReasonDeleted}
 	}
 	return nil
 }
@@ -276,6 +279,60 @@ func TestPassingFailureIsTriedAgain(t *testing.T) {
 	}
 }
 
+// A repository that cannot be asked keeps the record, which outranks what an
+// incomplete backup may have left there.
+func TestDeleteKeepsTheRecordUntilTheEnd(t *testing.T) {
+	b := newBench(t)
+	if _, err := b.Backup(t.Context(), b.request("one")); err != nil {
+		t.Fatal(err)
+	}
+	b.repository.snapshots = []restic.Snapshot{{ID: "half", Tags: []string{mover.TagBackup + "one", mover.TagVolume + "v"}}}
+	b.repository.err = restic.ErrLocked
+	if err := b.Delete(t.Context(), "offsite", "one"); !errors.Is(err, backend.ErrPending) || len(b.runner.jobs) != 1 {
+		t.Errorf("locked: %v, %d records", err, len(b.runner.jobs))
+	}
+	b.now = b.now.Add(time.Hour)
+	if err := b.look(t.Context(), "one"); !errors.Is(err, ErrFailed) || b.runner.starts != 1 {
+		t.Errorf("it was started again: %v", err)
+	}
+	b.repository.err = nil
+	if found, err := b.Find(t.Context(), "offsite", "one"); err != nil || found.Ready {
+		t.Errorf("found %+v, %v", found, err)
+	}
+	if err := b.Delete(t.Context(), "offsite", "one"); err != nil || len(b.runner.jobs) != 0 || len(b.repository.snapshots) != 0 {
+		t.Errorf("delete: %v", err)
+	}
+}
+
+// One unreadable snapshot in a repository must not end the backups of all.
+func TestUnreadableSnapshotsOfOthers(t *testing.T) {
+	b := newBench(t)
+	b.repository.err = restic.ErrIncomplete
+	if _, err := b.Backup(t.Context(), b.request("one")); err != nil {
+		t.Errorf("backup: %v", err)
+	}
+	if list, err := b.List(t.Context()); err != nil || len(list) != 1 {
+		t.Errorf("list: %v, %v", list, err)
+	}
+}
+
+// A restore that is not wanted any more does not begin.
+func TestRestoreIsAskedForUnderItsLock(t *testing.T) {
+	b := newBench(t)
+	req := RestoreRequest{ID: "restore-x", Repository: "offsite", Backup: "one", Wanted: func(context.Context) error { return backend.ErrConflict }}
+	if _, err := b.Restore(t.Context(), req); !errors.Is(err, backend.ErrConflict) || b.runner.starts != 0 {
+		t.Errorf("%v, %d movers", err, b.runner.starts)
+	}
+	req.Wanted = always
+	if _, err := b.Restore(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	req.Backup = "two"
+	if _, err := b.Restore(t.Context(), req); !errors.Is(err, backend.ErrConflict) {
+		t.Errorf("of another backup: %v", err)
+	}
+}
+
 func TestBackoff(t *testing.T) {
 	for attempt, want := range map[int]time.Duration{1: 5 * time.Second, 2: 10 * time.Second, 3: 20 * time.Second, 50: 5 * time.Minute} {
 		if got := backoff(attempt); got != want {
@@ -361,7 +418,7 @@ func TestRunFinishesWhatNobodyAsksFor(t *testing.T) {
 
 func TestRestore(t *testing.T) {
 	b := newBench(t)
-	req := RestoreRequest{ID: "restore-x", Repository: "offsite", Backup: "one", Target: mount.Source{Protocol: "bind", Location: "/x"}}
+	req := RestoreRequest{ID: "restore-x", Repository: "offsite", Backup: "one", Target: mount.Source{Protocol: "bind", Location: "/x"}, Wanted: always}
 	if st, err := b.Restore(t.Context(), req); err != nil || st.Phase != Running {
 		t.Fatalf("%+v, %v", st, err)
 	}

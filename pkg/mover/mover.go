@@ -107,7 +107,7 @@ const (
 	ReasonConfig     Reason = "config"      // the repository's configuration is wrong
 	ReasonNoSpace    Reason = "no-space"    // the target or the repository is full
 	ReasonLocked     Reason = "locked"      // somebody else holds the repository
-	ReasonRepository Reason = "unavailable" // everything else that restic says: may pass
+	ReasonRepository Reason = "unavailable" // everything else: it may pass
 	ReasonStopped    Reason = "stopped"     // asked to stop
 	ReasonDeleted    Reason = "deleted"     // its backup is being deleted
 )

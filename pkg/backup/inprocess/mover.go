@@ -53,12 +53,12 @@ func Move(ctx context.Context, a Args, now func() time.Time) error {
 	if err := writeFile(filepath.Join(a.Record, "mover.json"), process{PID: os.Getpid(), Started: startTime(os.Getpid())}, false); err != nil {
 		return err
 	}
-	result := move(ctx, a, rec.Job, lock)
+	result := move(ctx, a, rec.Job, lock, now)
 	defer runtime.KeepAlive(lock) // a finalizer would free it
 	return writeFile(filepath.Join(a.Record, "result.json"), outcome{Result: result, Ended: now()}, true)
 }
 
-func move(ctx context.Context, a Args, job backup.Job, lock *os.File) mover.Result {
+func move(ctx context.Context, a Args, job backup.Job, lock *os.File, now func() time.Time) mover.Result {
 	task := job.Task
 	repo, err := backup.OpenFolder(a.Repository, restic.Config{
 		Program: a.Restic, CacheDir: a.Cache, ExtraFiles: []*os.File{lock}})
@@ -67,15 +67,26 @@ func move(ctx context.Context, a Args, job backup.Job, lock *os.File) mover.Resu
 	}
 	mounts := mount.New()
 	if err := place(ctx, mounts, task); err != nil {
-		return mover.Result{Error: err.Error(), Reason: mover.ReasonSource}
+		return mover.Result{Error: err.Error(), Reason: placing(ctx, err)}
 	}
 	return mover.Run(ctx, task, mover.Env{
 		Dir: mover.Dir, Restic: repo, Mounts: mounts, Log: klog.FromContext(ctx),
-		Report: reporter(filepath.Join(a.Record, "progress.json")),
+		Report: reporter(filepath.Join(a.Record, "progress.json"), now),
 		InitLock: func(ctx context.Context) (func(), error) {
 			return lockFile(ctx, filepath.Join(filepath.Dir(a.Record), ".init-"+task.Repository))
 		},
 	})
+}
+
+// placing says why a source could not be put in its place.
+func placing(ctx context.Context, err error) mover.Reason {
+	switch {
+	case ctx.Err() != nil:
+		return mover.ReasonStopped
+	case errors.Is(err, mount.ErrNoSource), errors.Is(err, mount.ErrInvalid), errors.Is(err, mount.ErrOther), errors.Is(err, mount.ErrWritable):
+		return mover.ReasonSource
+	}
+	return mover.ReasonRepository // may pass
 }
 
 // place makes mover.Dir with the job's source in it. The mover is in a mount
@@ -96,13 +107,13 @@ func place(ctx context.Context, mounts *mount.Mounter, task mover.Task) error {
 }
 
 // reporter writes progress to a file, at most once in progressEvery.
-func reporter(path string) func(restic.Progress) {
+func reporter(path string, clock func() time.Time) func(restic.Progress) {
 	var mu sync.Mutex
 	var last time.Time
 	return func(p restic.Progress) {
 		mu.Lock()
 		defer mu.Unlock()
-		now := time.Now()
+		now := clock()
 		if now.Sub(last) < progressEvery {
 			return
 		}

@@ -79,7 +79,7 @@ func (r *Runner) path(id string, file ...string) string {
 }
 
 // Start implements [backup.Runner].
-func (r *Runner) Start(ctx context.Context, job backup.Job) error {
+func (r *Runner) Start(ctx context.Context, job backup.Job, may func(context.Context) error) error {
 	id := job.Task.ID
 	if !jobID.MatchString(id) {
 		return fmt.Errorf("task id %q: %w", id, backend.ErrInvalid)
@@ -88,17 +88,20 @@ func (r *Runner) Start(ctx context.Context, job backup.Job) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(r.path(id), 0o700); err != nil {
-		return fmt.Errorf("record of mover %s: %w", id, err)
-	}
-	lock, err := r.tryLock(id)
+	lock, err := r.newLock(id)
 	if err != nil {
 		return err
 	}
 	if lock == nil {
-		return nil // it runs
+		return nil // it runs, or somebody has just looked; then the next call starts it
 	}
 	defer lock.Close()
+	if err := may(ctx); err != nil {
+		if _, unknown := os.Stat(r.path(id, "job.json")); errors.Is(unknown, fs.ErrNotExist) {
+			err = errors.Join(err, r.drop(id))
+		}
+		return err
+	}
 	// Under the lock: a result that another controller's mover has left since
 	// the caller looked would be overwritten, and its work done twice.
 	if done, err := r.result(id); err == nil && done.Result.Error == "" {
@@ -111,6 +114,19 @@ func (r *Runner) Start(ctx context.Context, job backup.Job) error {
 		return fmt.Errorf("record of mover %s: %w", id, err)
 	}
 	return r.spawn(ctx, id, folder, lock)
+}
+
+// newLock takes the lock of a record, which it makes if there is none.
+func (r *Runner) newLock(id string) (*os.File, error) {
+	for {
+		if err := os.MkdirAll(r.path(id), 0o700); err != nil {
+			return nil, fmt.Errorf("record of mover %s: %w", id, err)
+		}
+		lock, err := r.tryLock(id)
+		if !errors.Is(err, fs.ErrNotExist) { // removed in between
+			return lock, err
+		}
+	}
 }
 
 // spawn starts a mover that inherits the lock.
@@ -213,6 +229,13 @@ func (r *Runner) Jobs(ctx context.Context) ([]*backup.Status, error) {
 	}
 	var out []*backup.Status
 	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), removedPrefix) {
+			// Somebody was killed in the middle of a removal.
+			if err := os.RemoveAll(r.path(e.Name())); err != nil {
+				return nil, fmt.Errorf("list movers: %w", err)
+			}
+			continue
+		}
 		st, err := r.Status(ctx, e.Name())
 		if errors.Is(err, backend.ErrNotFound) {
 			continue // removed in between, or on its way in or out
@@ -228,10 +251,15 @@ func (r *Runner) Jobs(ctx context.Context) ([]*backup.Status, error) {
 // Stop implements [backup.Runner].
 func (r *Runner) Stop(ctx context.Context, id string) error {
 	lock, err := r.stop(ctx, id)
-	if lock != nil {
-		lock.Close()
+	if err != nil || lock == nil {
+		return err
 	}
-	return err
+	defer lock.Close()
+	deleted := outcome{Result: mover.Result{Error: "it is being deleted", Reason: mover.ReasonDeleted}, Ended: r.Now()}
+	if err := writeFile(r.path(id, "result.json"), deleted, true); err != nil {
+		return fmt.Errorf("record of mover %s: %w", id, err)
+	}
+	return nil
 }
 
 // Remove implements [backup.Runner].
@@ -241,8 +269,15 @@ func (r *Runner) Remove(ctx context.Context, id string) error {
 		return err
 	}
 	defer lock.Close()
+	return r.drop(id)
+}
+
+const removedPrefix = ".removed-"
+
+// drop removes a record whose lock is held.
+func (r *Runner) drop(id string) error {
 	// Renamed first, so that a record is there or not and never in part.
-	trash := r.path(".removed-" + id)
+	trash := r.path(removedPrefix + id)
 	if err := os.RemoveAll(trash); err != nil {
 		return fmt.Errorf("remove record of mover %s: %w", id, err)
 	}
@@ -277,7 +312,7 @@ func (r *Runner) stop(ctx context.Context, id string) (*os.File, error) {
 			switch late := r.Now().After(deadline); {
 			case late && killed != p.PID:
 				killed = p.PID
-				_ = unix.Kill(-p.PID, unix.SIGKILL) // the whole session
+				_ = unix.Kill(-p.PID, unix.SIGKILL) // its restic goes with it
 			case !late && asked != p.PID:
 				asked = p.PID
 				_ = unix.Kill(p.PID, unix.SIGTERM)

@@ -77,6 +77,8 @@ func job(id string) backup.Job {
 	return backup.Job{Attempt: 1, Task: mover.Task{ID: id, Repository: "offsite"}}
 }
 
+func wanted(context.Context) error { return nil }
+
 func await(t *testing.T, r *Runner, id string, phase backup.Phase) *backup.Status {
 	t.Helper()
 	var st *backup.Status
@@ -101,7 +103,7 @@ func TestPhases(t *testing.T) {
 			if _, err := r.Status(t.Context(), "a"); !errors.Is(err, backend.ErrNotFound) {
 				t.Errorf("before: %v", err)
 			}
-			if err := r.Start(t.Context(), job("a")); err != nil {
+			if err := r.Start(t.Context(), job("a"), wanted); err != nil {
 				t.Fatal(err)
 			}
 			if st, err := r.Status(t.Context(), "a"); err != nil || st.Phase == backup.Interrupted && act == "succeed" {
@@ -131,7 +133,7 @@ func TestOneMoverOnly(t *testing.T) {
 	for i := range 16 {
 		wg.Go(func() {
 			runner := []*Runner{r, &other}[i%2]
-			if err := runner.Start(context.Background(), job("a")); err != nil {
+			if err := runner.Start(context.Background(), job("a"), wanted); err != nil {
 				t.Error(err)
 			}
 		})
@@ -167,11 +169,11 @@ func movers(t *testing.T, record string) int {
 
 func TestSucceededIsNotDoneAgain(t *testing.T) {
 	r := newRunner(t, "succeed")
-	if err := r.Start(t.Context(), job("a")); err != nil {
+	if err := r.Start(t.Context(), job("a"), wanted); err != nil {
 		t.Fatal(err)
 	}
 	first := await(t, r, "a", backup.Succeeded)
-	if err := r.Start(t.Context(), job("a")); err != nil {
+	if err := r.Start(t.Context(), job("a"), wanted); err != nil {
 		t.Fatal(err)
 	}
 	if again := await(t, r, "a", backup.Succeeded); !again.Ended.Equal(first.Ended) {
@@ -182,7 +184,7 @@ func TestSucceededIsNotDoneAgain(t *testing.T) {
 // The job counts as running until the last process that works on it is gone.
 func TestLockOutlivesTheMover(t *testing.T) {
 	r := newRunner(t, "leave a child")
-	if err := r.Start(t.Context(), job("a")); err != nil {
+	if err := r.Start(t.Context(), job("a"), wanted); err != nil {
 		t.Fatal(err)
 	}
 	time.Sleep(400 * time.Millisecond)
@@ -194,7 +196,7 @@ func TestLockOutlivesTheMover(t *testing.T) {
 
 func TestStopGivesUpWithItsContext(t *testing.T) {
 	r := newRunner(t, "leave a child") // the mover cannot be found, and the lock is held
-	if err := r.Start(t.Context(), job("a")); err != nil {
+	if err := r.Start(t.Context(), job("a"), wanted); err != nil {
 		t.Fatal(err)
 	}
 	time.Sleep(200 * time.Millisecond)
@@ -208,10 +210,34 @@ func TestStopGivesUpWithItsContext(t *testing.T) {
 	}
 }
 
+// A job that is not wanted leaves nothing; a stopped one is not started again.
+func TestUnwantedAndStopped(t *testing.T) {
+	r := newRunner(t, "hang")
+	if err := r.Start(t.Context(), job("a"), func(context.Context) error { return backend.ErrConflict }); !errors.Is(err, backend.ErrConflict) {
+		t.Errorf("start: %v", err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(r.Dir, "*")); len(left) != 0 {
+		t.Errorf("left: %v", left)
+	}
+	if err := r.Start(t.Context(), job("a"), wanted); err != nil {
+		t.Fatal(err)
+	}
+	await(t, r, "a", backup.Running)
+	if err := r.Stop(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	if st := await(t, r, "a", backup.Failed); st.Result.Reason != mover.ReasonDeleted {
+		t.Errorf("stopped: %+v", st.Result)
+	}
+	if err := r.Remove(t.Context(), "a"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestHostileIDs(t *testing.T) {
 	r := newRunner(t, "succeed")
 	for _, id := range []string{"", "..", "a/b", ".init-offsite", strings.Repeat("a", 64)} {
-		if err := r.Start(t.Context(), job(id)); !errors.Is(err, backend.ErrInvalid) {
+		if err := r.Start(t.Context(), job(id), wanted); !errors.Is(err, backend.ErrInvalid) {
 			t.Errorf("start %q: %v", id, err)
 		}
 		if _, err := r.Status(t.Context(), id); !errors.Is(err, backend.ErrNotFound) {
@@ -223,7 +249,7 @@ func TestHostileIDs(t *testing.T) {
 	}
 	unknown := job("a")
 	unknown.Task.Repository = "nowhere"
-	if err := r.Start(t.Context(), unknown); !errors.Is(err, backend.ErrNotFound) {
+	if err := r.Start(t.Context(), unknown, wanted); !errors.Is(err, backend.ErrNotFound) {
 		t.Errorf("unknown repository: %v", err)
 	}
 }
