@@ -157,9 +157,9 @@ type mortalRunner struct {
 
 func (m mortalRunner) around() func() { m.point(); return m.point }
 
-func (m mortalRunner) Start(ctx context.Context, job backup.Job) error {
+func (m mortalRunner) Start(ctx context.Context, job backup.Job, may func(context.Context) error) error {
 	defer m.around()()
-	return m.Runner.Start(ctx, job)
+	return m.Runner.Start(ctx, job, may)
 }
 
 func (m mortalRunner) Stop(ctx context.Context, id string) error {

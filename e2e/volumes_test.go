@@ -9,6 +9,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
@@ -217,6 +218,17 @@ func TestTwoControllers(t *testing.T) {
 	if got := s.inventory(); got != "3 shares, 1 snapshots (0 temporary), 4 exports, 1 backups, 0 movers, 0 locks" {
 		t.Errorf("together they made %s", got)
 	}
+	dir := both[1].publish(&csi.Volume{VolumeId: restored}, writers)
+	if got := get(t, dir, "file"); got != "text\n" {
+		t.Errorf("the restored volume holds %q", got)
+	}
+	// Nobody restores over a volume that is in use.
+	put(t, dir, "file", "mine\n")
+	time.Sleep(3 * time.Second)
+	if got := get(t, dir, "file"); got != "mine\n" {
+		t.Errorf("the file became %q", got)
+	}
+	both[1].unpublish(&csi.Volume{VolumeId: restored})
 	deleting := func(id string) func(d *driver) (string, error) {
 		return func(d *driver) (string, error) {
 			for {
@@ -269,7 +281,16 @@ func TestFullBackend(t *testing.T) {
 	}
 	d.unpublish(big)
 	d.deleteVolume(big.GetVolumeId())
-	d.volume(volumeRequest("after", writers))
+	// The kernel gives the room back in its own time.
+	for range 120 {
+		if _, err = d.CreateVolume(d.ctx(), volumeRequest("after", writers)); err == nil {
+			break
+		}
+		time.Sleep(500 * time.Millisecond)
+	}
+	if err != nil {
+		t.Errorf("a minute after the big volume was deleted: %v", err)
+	}
 	if got := get(t, s.path("node", strings.Replace(small.GetVolumeId(), "/", "_", 1), "target"), "file"); got != "kept\n" {
 		t.Errorf("the other volume holds %q", got)
 	}

@@ -37,8 +37,10 @@ type Backup struct {
 	// while a mover carries it.
 	Snapshot string
 	Files    int64
-	// Failure says why the last attempt failed; empty if none did.
+	// Failure says why the last attempt failed; empty if none did. Lost says that
+	// there will be no other.
 	Failure string
+	Lost    bool
 }
 
 // Job is what a runner keeps about one mover: its task, and what the engine

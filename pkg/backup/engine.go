@@ -301,9 +301,7 @@ func (e *Engine) releaseSnapshot(ctx context.Context, job Job) error {
 func (e *Engine) Find(ctx context.Context, repository, id string) (*Backup, error) {
 	st, err := e.Runner.Status(ctx, id)
 	if err == nil && st.Job.Task.Backup != nil && st.Job.Task.Repository == repository {
-		b := describe(st.Job)
-		b.Ready, b.Failure = st.Phase == Succeeded, st.Result.Error
-		return b, nil
+		return st.backup(), nil
 	}
 	if err != nil && !errors.Is(err, backend.ErrNotFound) {
 		return nil, err
@@ -345,8 +343,7 @@ func (e *Engine) List(ctx context.Context) ([]*Backup, error) {
 		}
 		// A job that has not said that all is well outranks what a repository
 		// shows: restic keeps a snapshot of an incomplete backup too.
-		b := describe(st.Job)
-		b.Ready, b.Failure = st.Phase == Succeeded, st.Result.Error
+		b := st.backup()
 		all[key{b.Repository, b.ID}] = b
 	}
 	out := make([]*Backup, 0, len(all))
@@ -749,6 +746,13 @@ func (e *Engine) forgetListing(repository string) {
 		l.at = time.Time{}
 		e.listings[repository] = l
 	}
+}
+
+// backup says what a job has come to.
+func (st *Status) backup() *Backup {
+	b := describe(st.Job)
+	b.Ready, b.Failure, b.Lost = st.Phase == Succeeded, st.Result.Error, st.Result.Reason.Lasting()
+	return b
 }
 
 func describe(job Job) *Backup {

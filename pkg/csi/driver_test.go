@@ -201,8 +201,8 @@ func TestSnapshotVolumes(t *testing.T) {
 		t.Error("the refused request has left a share")
 	}
 
-	for _, id := range []string{ref.GetVolumeId(), strings.Replace(ref.GetVolumeId(), "look", "", 1)} {
-		if _, err := f.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: id}); err != nil {
+	for range 2 {
+		if _, err := f.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: ref.GetVolumeId()}); err != nil {
 			t.Error(err)
 		}
 	}
@@ -238,6 +238,52 @@ func TestReadOnlyViewOfALiveVolume(t *testing.T) {
 	}
 	if n := f.count(); n != "1 shares, 0 snapshots, 1 exports" {
 		t.Errorf("left behind: %s", n)
+	}
+}
+
+// What is refused leaves nothing, and what is wanted elsewhere is not made.
+func TestRefusedRequestsLeaveNothing(t *testing.T) {
+	f, ctx := newFixture(t), context.Background()
+	v := f.volume(create("data", writer, nil))
+	before := f.count()
+	for _, mode := range []csi.VolumeCapability_AccessMode_Mode{reader, writer} {
+		small := create("small", mode, contentSource(v.GetVolumeId()))
+		small.CapacityRange = &csi.CapacityRange{LimitBytes: 1 << 20}
+		_, err := f.CreateVolume(ctx, small)
+		code(t, err, codes.OutOfRange)
+		taken := create("data", mode, contentSource(v.GetVolumeId()))
+		_, err = f.CreateVolume(ctx, taken)
+		code(t, err, codes.AlreadyExists)
+	}
+	for node, want := range map[string]codes.Code{"elsewhere": codes.ResourceExhausted, "here": codes.OK} {
+		req := create("at-"+node, writer, nil)
+		req.AccessibilityRequirements = &csi.TopologyRequirement{Requisite: []*csi.Topology{{Segments: map[string]string{TopologyKey: node}}}}
+		resp, err := f.CreateVolume(ctx, req)
+		code(t, err, want)
+		if err == nil {
+			if at := resp.GetVolume().GetAccessibleTopology(); len(at) != 1 || at[0].GetSegments()[TopologyKey] != "here" {
+				t.Errorf("it can be reached at %v", at)
+			}
+			if _, err := f.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: resp.GetVolume().GetVolumeId()}); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if after := f.count(); after != before {
+		t.Errorf("there is %s, and before there was %s", after, before)
+	}
+}
+
+// A view answers again after its source has gone.
+func TestViewOutlivesItsSource(t *testing.T) {
+	f, ctx := newFixture(t), context.Background()
+	v := f.volume(create("data", writer, nil))
+	view := f.volume(create("view", reader, contentSource(v.GetVolumeId())))
+	if _, err := f.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: v.GetVolumeId()}); err != nil {
+		t.Fatal(err)
+	}
+	if again := f.volume(create("view", reader, contentSource(v.GetVolumeId()))); again.GetVolumeId() != view.GetVolumeId() {
+		t.Errorf("it became %s, and was %s", again.GetVolumeId(), view.GetVolumeId())
 	}
 }
 

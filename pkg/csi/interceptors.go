@@ -92,6 +92,8 @@ func (d *Driver) locking(ctx context.Context, req any, info *grpc.UnaryServerInf
 	return handler(ctx, req)
 }
 
+func nameKey(volume string) string { return "volume name " + volume }
+
 // lockKeys maps a request to the objects that it works on. Requests that only
 // read have none. A source is not among them: many volumes may be made from one
 // snapshot at once, and the backend itself sees to it that a snapshot does not
@@ -100,7 +102,7 @@ func lockKeys(req any) []string {
 	volume := func(id string) string { return "volume " + id }
 	switch r := req.(type) {
 	case *csi.CreateVolumeRequest:
-		return []string{"volume name " + r.GetName()}
+		return []string{nameKey(r.GetName())}
 	case *csi.DeleteVolumeRequest:
 		return []string{volume(r.GetVolumeId())}
 	case *csi.ControllerExpandVolumeRequest:

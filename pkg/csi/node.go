@@ -64,12 +64,9 @@ func exported(ctx context.Context, b backend.Backend, v Volume) (*backend.Export
 		}
 		return export, nil
 	}
-	share, err := b.Share(ctx, v.Share)
+	share, err := userShare(ctx, b, v)
 	if err != nil {
 		return nil, err
-	}
-	if share.Role != backend.RoleUser || share.Draft {
-		return nil, fmt.Errorf("volume %s: %w", v, backend.ErrNotFound)
 	}
 	return b.Export(ctx, v.Target(), consumerPrefix+digest(share.Name))
 }
@@ -194,10 +191,19 @@ func (d *Driver) NodeGetVolumeStats(ctx context.Context, req *csi.NodeGetVolumeS
 	if err != nil {
 		return nil, err
 	}
-	stats, err := d.Mounts.Stats(ctx, req.GetVolumePath())
-	if errors.Is(err, mount.ErrNotMounted) {
+	export, err := exported(ctx, b, v)
+	if err != nil {
+		return nil, err
+	}
+	// The numbers of another volume that is mounted there would be believed.
+	err = d.Mounts.Prove(ctx, req.GetVolumePath(), backup.Source(export), false)
+	if errors.Is(err, mount.ErrNotMounted) || errors.Is(err, mount.ErrOther) {
 		return nil, fmt.Errorf("volume %s is not at %s: %w", v, req.GetVolumePath(), backend.ErrNotFound)
 	}
+	if err != nil {
+		return nil, err
+	}
+	stats, err := d.Mounts.Stats(ctx, req.GetVolumePath())
 	if err != nil {
 		return nil, err
 	}

@@ -69,14 +69,15 @@ func (d *Driver) createBackup(ctx context.Context, name string, params snapshotP
 		ID: digest(name), Name: name, Repository: params.repository, Backend: v.Backend, ShareID: v.Share,
 		Volume: v.String(), Host: v.String(), AllowPartial: params.allowPartial, AllowEmpty: params.allowEmpty,
 	}
+	description := Description{Version: 1, Driver: DriverName, Volume: v.String()} // of a volume that has gone
 	if share != nil {
-		description := describeVolume(v, share)
-		if description.Claim != "" {
-			req.Host = description.Claim
-		}
-		if req.Description, err = json.Marshal(description); err != nil {
-			return nil, err
-		}
+		description = describeVolume(v, share)
+	}
+	if description.Claim != "" {
+		req.Host = description.Claim
+	}
+	if req.Description, err = json.Marshal(description); err != nil {
+		return nil, err
 	}
 	b, err := engine.Backup(ctx, req)
 	if errors.Is(err, backend.ErrNotFound) && share != nil {

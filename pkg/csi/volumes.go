@@ -55,6 +55,9 @@ func (d *Driver) CreateVolume(ctx context.Context, req *csi.CreateVolumeRequest)
 	if err != nil {
 		return nil, err
 	}
+	if err := c.reachable(ctx); err != nil {
+		return nil, err
+	}
 	snapshotID := req.GetVolumeContentSource().GetSnapshot().GetSnapshotId()
 	volumeID := req.GetVolumeContentSource().GetVolume().GetVolumeId()
 	switch {
@@ -232,18 +235,15 @@ func (d *Driver) answerShare(ctx context.Context, c creation, share *backend.Sha
 	if err != nil {
 		return nil, fmt.Errorf("export volume %q: %w", c.name, err)
 	}
-	return d.answer(c, Volume{Backend: c.backendName, Share: share.ID}, share.Size, export)
+	return answer(c, Volume{Backend: c.backendName, Share: share.ID}, share.Size, export), nil
 }
 
-func (d *Driver) answer(c creation, v Volume, size int64, export *backend.Export) (*csi.CreateVolumeResponse, error) {
+func answer(c creation, v Volume, size int64, export *backend.Export) *csi.CreateVolumeResponse {
 	volume := &csi.Volume{VolumeId: v.String(), CapacityBytes: size, AccessibleTopology: topology(export.Node)}
-	if err := reachable(export.Node, c.requisite); err != nil {
-		return nil, err
-	}
 	if c.source != "" {
 		volume.ContentSource = contentSource(c.source)
 	}
-	return &csi.CreateVolumeResponse{Volume: volume}, nil
+	return &csi.CreateVolumeResponse{Volume: volume}
 }
 
 // topology says where a volume can be used: on one node, or anywhere.
@@ -254,17 +254,23 @@ func topology(node string) []*csi.Topology {
 	return []*csi.Topology{{Segments: map[string]string{TopologyKey: node}}}
 }
 
-// reachable checks that one of the required places can reach the node.
-func reachable(node string, requisite []*csi.Topology) error {
-	if node == "" || len(requisite) == 0 {
+// reachable checks, before anything is made, that one of the places where the
+// volume is wanted can reach the backend.
+func (c creation) reachable(ctx context.Context) error {
+	reporter, ok := c.backend.(backend.CapacityReporter)
+	if !ok || len(c.requisite) == 0 {
 		return nil
 	}
-	for _, t := range requisite {
-		if at, ok := t.GetSegments()[TopologyKey]; !ok || at == node {
+	capacity, err := reporter.Capacity(ctx)
+	if err != nil || capacity.Node == "" {
+		return err
+	}
+	for _, t := range c.requisite {
+		if at, ok := t.GetSegments()[TopologyKey]; !ok || at == capacity.Node {
 			return nil
 		}
 	}
-	return fmt.Errorf("the backend serves node %q, which is not among those that the volume is wanted on: %w", node, backend.ErrExhausted)
+	return fmt.Errorf("the backend serves node %q, which is not among those that the volume is wanted on: %w", capacity.Node, backend.ErrExhausted)
 }
 
 // contentSource puts a source's handle back into the request's terms.
@@ -344,7 +350,7 @@ func (d *Driver) createReference(ctx context.Context, c creation, snapshot *back
 	if err != nil {
 		return nil, fmt.Errorf("hold snapshot %s for volume %q: %w", snapshot.ID, c.name, err)
 	}
-	return d.answer(c, Volume{Backend: c.backendName, Snapshot: snapshot.ID, Consumer: c.consumer()}, c.min, export)
+	return answer(c, Volume{Backend: c.backendName, Snapshot: snapshot.ID, Consumer: c.consumer()}, c.min, export), nil
 }
 
 // createFromVolume goes by way of a temporary snapshot: a snapshot volume keeps
@@ -361,20 +367,16 @@ func (d *Driver) createFromVolume(ctx context.Context, c creation, id string) (*
 	if err := d.sourceBackend(&c, v.Backend); err != nil {
 		return nil, err
 	}
-	temporary := backend.CreateSnapshotRequest{Name: "volume/" + c.name, ShareID: v.Share, Role: backend.RoleTemporary}
+	temporary := backend.CreateSnapshotRequest{Name: temporaryName(c.name), ShareID: v.Share, Role: backend.RoleTemporary}
 	if c.readOnly {
-		snapshot, err := c.backend.CreateSnapshot(ctx, temporary)
-		if err != nil {
-			return nil, err
-		}
-		return d.createReference(ctx, c, snapshot)
+		return d.createView(ctx, c, v, temporary)
 	}
 	share, err := c.existing(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if share == nil {
-		source, err := c.backend.Share(ctx, v.Share)
+		source, err := userShare(ctx, c.backend, v)
 		if err != nil {
 			return nil, err
 		}
@@ -386,11 +388,7 @@ func (d *Driver) createFromVolume(ctx context.Context, c creation, id string) (*
 			return nil, err
 		}
 		if share, err = c.makeShare(ctx, backend.CreateShareRequest{FromSnapshot: snapshot.ID}); err != nil {
-			if errors.Is(err, backend.ErrInvalid) || errors.Is(err, backend.ErrExhausted) {
-				// Nobody may call again after an answer that is final.
-				err = errors.Join(err, c.backend.DeleteSnapshot(context.WithoutCancel(ctx), snapshot.ID))
-			}
-			return nil, err
+			return nil, c.abandon(ctx, err, snapshot.ID)
 		}
 	}
 	// Also when the clone was there already: the last call may have ended here.
@@ -398,6 +396,71 @@ func (d *Driver) createFromVolume(ctx context.Context, c creation, id string) (*
 		return nil, err
 	}
 	return d.answerShare(ctx, c, share)
+}
+
+// temporaryName names the snapshot that is cut for one volume alone.
+func temporaryName(volume string) string { return "volume/" + volume }
+
+// abandon removes the snapshot that was cut for a volume that will not be: after
+// an answer that is final nobody may call again.
+func (c creation) abandon(ctx context.Context, err error, snapshot string) error {
+	for _, final := range []error{backend.ErrInvalid, backend.ErrExhausted, backend.ErrConflict, errRange} {
+		if errors.Is(err, final) {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTimeout)
+			defer cancel()
+			return errors.Join(err, c.backend.DeleteSnapshot(ctx, snapshot))
+		}
+	}
+	return err
+}
+
+// cleanUpTimeout bounds what is still done for a request that has failed.
+const cleanUpTimeout = 30 * time.Second
+
+// createView refers to a fresh snapshot of a volume. What exists already is
+// found first, since the volume may have gone by now.
+func (d *Driver) createView(ctx context.Context, c creation, v Volume, temporary backend.CreateSnapshotRequest) (*csi.CreateVolumeResponse, error) {
+	held, err := c.backend.ExportOf(ctx, c.consumer())
+	if err == nil && held.Target.SnapshotID != "" {
+		snapshot, err := c.backend.Snapshot(ctx, held.Target.SnapshotID)
+		if err != nil {
+			return nil, err
+		}
+		if snapshot.Name != temporary.Name || snapshot.ShareID != v.Share {
+			return nil, fmt.Errorf("volume %q exists and is not a view of %s: %w", c.name, v, backend.ErrConflict)
+		}
+		return d.createReference(ctx, c, snapshot)
+	}
+	if err != nil && !isNotFound(err) {
+		return nil, err
+	}
+	if _, err := userShare(ctx, c.backend, v); err != nil && !isNotFound(err) {
+		return nil, err
+	}
+	snapshot, err := c.backend.CreateSnapshot(ctx, temporary)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := d.createReference(ctx, c, snapshot)
+	if err != nil {
+		return nil, c.abandon(ctx, err, snapshot.ID)
+	}
+	return resp, nil
+}
+
+// userShare returns a share that is a volume. One that is still being filled is
+// ErrPending; what Abaca made for its own use is nobody's business.
+func userShare(ctx context.Context, b backend.Backend, v Volume) (*backend.Share, error) {
+	share, err := b.Share(ctx, v.Share)
+	switch {
+	case err != nil:
+		return nil, err
+	case share.Role != backend.RoleUser:
+		return nil, fmt.Errorf("volume %s: %w", v, backend.ErrNotFound)
+	case share.Draft:
+		return nil, fmt.Errorf("volume %s is still being restored: %w", v, backend.ErrPending)
+	}
+	return share, nil
 }
 
 // restorePoll is how often a CreateVolume looks whether its restore has ended,
@@ -421,10 +484,9 @@ func (d *Driver) createFromBackup(ctx context.Context, c creation, s Snapshot) (
 	if err != nil {
 		return nil, err
 	}
-	restore := restoreID(c.name)
 	if share != nil && !share.Draft {
 		// The record may have outlived the last call.
-		if err := engine.EndRestore(ctx, restore); err != nil {
+		if err := engine.EndRestore(ctx, restoreID(share)); err != nil {
 			return nil, err
 		}
 		return d.answerShare(ctx, c, share)
@@ -434,15 +496,29 @@ func (d *Driver) createFromBackup(ctx context.Context, c creation, s Snapshot) (
 			return nil, err
 		}
 	}
-	target := backend.Target{ShareID: share.ID}
+	restore, target := restoreID(share), backend.Target{ShareID: share.ID}
 	export, err := c.backend.Export(ctx, target, restore)
 	if err != nil {
 		return nil, err
 	}
-	st, err := d.awaitRestore(ctx, engine, backup.RestoreRequest{ID: restore, Repository: s.Repository, Backup: s.Backup, Target: backup.Source(export)})
+	// Another controller may finish, or give up, what this one waits for.
+	draft := func(ctx context.Context) error {
+		now, err := c.backend.Share(ctx, share.ID)
+		if isNotFound(err) || err == nil && (!now.Draft || !now.CreatedAt.Equal(share.CreatedAt)) {
+			return errNoDraft
+		}
+		return err
+	}
+	st, err := d.awaitRestore(ctx, engine, backup.RestoreRequest{
+		ID: restore, Repository: s.Repository, Backup: s.Backup, Target: backup.Source(export), Wanted: draft})
 	if errors.Is(err, backup.ErrFailed) || errors.Is(err, backend.ErrExhausted) {
 		// Final: the orchestrator may never come back, so nothing stays.
-		return nil, errors.Join(err, c.backend.DeleteShare(context.WithoutCancel(ctx), share.ID))
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTimeout)
+		defer cancel()
+		if gone := draft(ctx); gone != nil {
+			return nil, errors.Join(err, gone)
+		}
+		return nil, errors.Join(err, c.backend.DeleteShare(ctx, share.ID))
 	}
 	if err != nil {
 		return nil, err
@@ -462,7 +538,13 @@ func (d *Driver) createFromBackup(ctx context.Context, c creation, s Snapshot) (
 	return d.answerShare(ctx, c, share)
 }
 
-func restoreID(name string) string { return "restore-" + digest(name) }
+// errNoDraft asks the orchestrator to call again, and see what the share is now.
+var errNoDraft = fmt.Errorf("another controller has dealt with the restore meanwhile: %w", backend.ErrPending)
+
+// restoreID names the restore into one draft, and into no later one of its name.
+func restoreID(share *backend.Share) string {
+	return "restore-" + digest(share.ID+share.CreatedAt.UTC().Format(time.RFC3339Nano))
+}
 
 // draftFor makes the share that a backup is restored into.
 func (d *Driver) draftFor(ctx context.Context, c creation, engine *backup.Engine, s Snapshot) (*backend.Share, error) {
@@ -471,10 +553,10 @@ func (d *Driver) draftFor(ctx context.Context, c creation, engine *backup.Engine
 		return nil, err
 	}
 	switch {
-	case b.Failure != "":
-		return nil, fmt.Errorf("backup %s has not succeeded: %s: %w", c.source, b.Failure, backend.ErrUnavailable)
+	case b.Failure != "" && b.Lost:
+		return nil, fmt.Errorf("backup %s: %w: %s", c.source, backup.ErrFailed, b.Failure)
 	case !b.Ready:
-		return nil, fmt.Errorf("backup %s is still being made: %w", c.source, backend.ErrUnavailable)
+		return nil, fmt.Errorf("backup %s is still being made: %s: %w", c.source, b.Failure, backend.ErrUnavailable)
 	}
 	if err := c.holding("backup", b.Size); err != nil {
 		return nil, err
@@ -544,7 +626,7 @@ func deleteReference(ctx context.Context, b backend.Backend, v Volume) error {
 		return err
 	}
 	// Only what was cut for this very volume.
-	if name, ok := strings.CutPrefix(snapshot.Name, "volume/"); ok && snapshot.Role == backend.RoleTemporary &&
+	if name, ok := strings.CutPrefix(snapshot.Name, temporaryName("")); ok && snapshot.Role == backend.RoleTemporary &&
 		v.Consumer == consumerPrefix+digest(name) {
 		return b.DeleteSnapshot(ctx, v.Snapshot)
 	}
@@ -559,10 +641,16 @@ func (d *Driver) deleteShare(ctx context.Context, b backend.Backend, id string) 
 	if err != nil {
 		return err
 	}
+	// A request that still makes it would start again what is ended here.
+	release, held := d.busy.TryLock(nameKey(share.Name))
+	if held != "" {
+		return fmt.Errorf("another request is at work on %s: %w", held, backend.ErrPending)
+	}
+	defer release()
 	if d.Backups != nil {
 		// A restore that still fills it; its record goes before the share does,
 		// so that nobody starts it again.
-		if err := d.Backups.EndRestore(ctx, restoreID(share.Name)); err != nil {
+		if err := d.Backups.EndRestore(ctx, restoreID(share)); err != nil {
 			return err
 		}
 	}
@@ -587,7 +675,7 @@ func (d *Driver) ControllerExpandVolume(ctx context.Context, req *csi.Controller
 	if err != nil {
 		return nil, err
 	}
-	share, err := b.Share(ctx, v.Share)
+	share, err := userShare(ctx, b, v)
 	if err != nil {
 		return nil, err
 	}
@@ -650,12 +738,9 @@ type state struct {
 // describe looks a volume up. ErrNotFound when there is none.
 func (d *Driver) describe(ctx context.Context, b backend.Backend, v Volume) (state, error) {
 	if !v.Referring() {
-		share, err := b.Share(ctx, v.Share)
+		share, err := userShare(ctx, b, v)
 		if err != nil {
 			return state{}, err
-		}
-		if share.Role != backend.RoleUser || share.Draft {
-			return state{}, fmt.Errorf("volume %s: %w", v, backend.ErrNotFound)
 		}
 		return describeShareVolume(v, share), nil
 	}
