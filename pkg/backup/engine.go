@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -560,7 +561,13 @@ func (e *Engine) refresh(ctx context.Context) {
 }
 
 // look advances one job, read again under its lock.
-func (e *Engine) look(ctx context.Context, id string) error {
+func (e *Engine) look(ctx context.Context, id string) (err error) {
+	defer func() {
+		// No request waits for it, so none would answer a panic.
+		if p := recover(); p != nil {
+			err = fmt.Errorf("the driver has a defect: %v\n%s", p, debug.Stack())
+		}
+	}()
 	release, err := e.lock(id)
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"os"
 	"sync"
 	"time"
@@ -68,11 +69,17 @@ func do[T any](ctx context.Context, c *calls, key string, join bool, fn func() (
 			now = &call{done: make(chan struct{})}
 			c.running[key] = now
 			go func() {
+				defer func() {
+					// In a goroutine of its own, a panic would end the process.
+					if p := recover(); p != nil {
+						now.value, now.err = zero, fmt.Errorf("the driver has a defect: %v\n%s", p, debug.Stack())
+					}
+					c.mu.Lock()
+					delete(c.running, key)
+					c.mu.Unlock()
+					close(now.done)
+				}()
 				now.value, now.err = fn()
-				c.mu.Lock()
-				delete(c.running, key)
-				c.mu.Unlock()
-				close(now.done)
 			}()
 		}
 		c.mu.Unlock()

@@ -77,7 +77,6 @@ var wired = map[string]map[string]string{
 	"pkg/backup/inprocess/runner.go": {"exec.Command": "the mover process outlives the request that starts it"},
 	"cmd/abaca/serve.go":             {"time.Now": "wired into the driver, the engine and the runner"},
 	"cmd/abaca/mover.go":             {"time.Now": "wired into the mover"},
-	"pkg/backup/inprocess/mover.go":  {"time.Now": "progress is written at most so often"},
 }
 
 // watched are the calls that wired is about.

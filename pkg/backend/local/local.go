@@ -185,7 +185,7 @@ func (b *Backend) sweep(ctx context.Context) {
 	for _, k := range []kind{shares, snapshots} {
 		ids, _ := b.names(string(k))
 		for _, id := range ids {
-			if k.valid(id) && !b.exists(k.meta(id)) {
+			if k.valid(id) && b.absent(k.meta(id)) {
 				b.unlessBusy(k.subvolume(id), func() { b.removeDebris(k, id) })
 			}
 		}
@@ -211,7 +211,7 @@ func (b *Backend) sweep(ctx context.Context) {
 // removeDebris removes the subvolume of an object that has no metadata, if there
 // is one. The caller holds the object's lock.
 func (b *Backend) removeDebris(k kind, id string) error {
-	if b.exists(k.meta(id)) || !b.exists(k.subvolume(id)) {
+	if !b.absent(k.meta(id)) || !b.exists(k.subvolume(id)) {
 		return nil
 	}
 	dir, err := b.root.Open(string(k))
@@ -324,6 +324,13 @@ func checkName(name string) error {
 }
 
 func (b *Backend) location(k kind, id string) string { return filepath.Join(b.dir, string(k), id) }
+
+// absent is true only where the file system says so for sure: what cannot be
+// looked at may be there, and must not be taken for debris.
+func (b *Backend) absent(name string) bool {
+	_, err := b.root.Lstat(name)
+	return errors.Is(err, fs.ErrNotExist)
+}
 
 func (b *Backend) exists(name string) bool {
 	_, err := b.root.Lstat(name)

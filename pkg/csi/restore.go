@@ -1,0 +1,139 @@
+package csi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+
+	"github.com/abaca-csi/abaca/pkg/backend"
+	"github.com/abaca-csi/abaca/pkg/backup"
+)
+
+// restorePoll is how often a CreateVolume looks whether its restore has ended,
+// and restoreWait how long it does so before it answers "not yet".
+const (
+	restorePoll = 200 * time.Millisecond
+	restoreWait = 5 * time.Second
+)
+
+// createFromBackup fills a draft share from the repository. It becomes a volume
+// only once every byte is restored and verified.
+func (d *Driver) createFromBackup(ctx context.Context, c creation, s Snapshot) (*csi.CreateVolumeResponse, error) {
+	engine, err := d.engine()
+	if err != nil {
+		return nil, err
+	}
+	if c.readOnly {
+		return nil, fmt.Errorf("a backup cannot be mounted in place yet; ask for a writer mode to restore it: %w", backend.ErrUnsupported)
+	}
+	share, err := c.existing(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if share != nil && !share.Draft {
+		// The record may have outlived the last call.
+		if err := engine.EndRestore(ctx, restoreID(share)); err != nil {
+			return nil, err
+		}
+		return d.answerShare(ctx, c, share)
+	}
+	if share == nil {
+		if share, err = d.draftFor(ctx, c, engine, s); err != nil {
+			return nil, err
+		}
+	}
+	restore, target := restoreID(share), backend.Target{ShareID: share.ID}
+	export, err := c.backend.Export(ctx, target, restore)
+	if err != nil {
+		return nil, err
+	}
+	// Another controller may finish, or give up, what this one waits for.
+	draft := func(ctx context.Context) error {
+		now, err := c.backend.Share(ctx, share.ID)
+		if isNotFound(err) || err == nil && (!now.Draft || !now.CreatedAt.Equal(share.CreatedAt)) {
+			return errNoDraft
+		}
+		return err
+	}
+	st, err := d.awaitRestore(ctx, engine, backup.RestoreRequest{
+		ID: restore, Repository: s.Repository, Backup: s.Backup, Target: backup.Source(export), Wanted: draft})
+	if errors.Is(err, backup.ErrFailed) || errors.Is(err, backend.ErrExhausted) {
+		// Final: the orchestrator may never come back, so nothing stays.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTimeout)
+		defer cancel()
+		if gone := draft(ctx); gone != nil {
+			return nil, errors.Join(err, gone)
+		}
+		return nil, errors.Join(err, c.backend.DeleteShare(ctx, share.ID))
+	}
+	if err != nil {
+		return nil, err
+	}
+	if st.Phase != backup.Succeeded {
+		return nil, fmt.Errorf("volume %q is being restored: %s: %w", c.name, percentage(st), backend.ErrPending)
+	}
+	if err := c.backend.Unexport(ctx, target, restore); err != nil {
+		return nil, err
+	}
+	if err := c.backend.CommitShare(ctx, share.ID); err != nil {
+		return nil, err
+	}
+	if err := engine.EndRestore(ctx, restore); err != nil {
+		return nil, err
+	}
+	return d.answerShare(ctx, c, share)
+}
+
+// errNoDraft asks the orchestrator to call again, and see what the share is now.
+var errNoDraft = fmt.Errorf("another controller has dealt with the restore meanwhile: %w", backend.ErrPending)
+
+// restoreID names the restore into one draft, and into no later one of its name.
+func restoreID(share *backend.Share) string {
+	return "restore-" + digest(share.ID+share.CreatedAt.UTC().Format(time.RFC3339Nano))
+}
+
+// draftFor makes the share that a backup is restored into.
+func (d *Driver) draftFor(ctx context.Context, c creation, engine *backup.Engine, s Snapshot) (*backend.Share, error) {
+	b, err := engine.Find(ctx, s.Repository, s.Backup)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case b.Failure != "" && b.Lost:
+		return nil, fmt.Errorf("backup %s: %w: %s", c.source, backup.ErrFailed, b.Failure)
+	case !b.Ready:
+		return nil, fmt.Errorf("backup %s is still being made: %s: %w", c.source, b.Failure, backend.ErrUnavailable)
+	}
+	if err := c.holding("backup", b.Size); err != nil {
+		return nil, err
+	}
+	return c.makeShare(ctx, backend.CreateShareRequest{Draft: true})
+}
+
+// awaitRestore gives a short restore the time to end within the call.
+func (d *Driver) awaitRestore(ctx context.Context, engine *backup.Engine, req backup.RestoreRequest) (*backup.Status, error) {
+	until := d.Now().Add(restoreWait)
+	for {
+		st, err := engine.Restore(ctx, req)
+		if err != nil || st.Phase == backup.Succeeded || d.Now().After(until) {
+			return st, err
+		}
+		select {
+		case <-ctx.Done():
+			return st, nil
+		case <-time.After(restorePoll):
+		}
+	}
+}
+
+func percentage(st *backup.Status) string {
+	p := st.Progress
+	if p.BytesTotal == 0 {
+		return "0 %"
+	}
+	return fmt.Sprintf("%d %% (%d of %d bytes, %d of %d files)",
+		100*p.BytesDone/p.BytesTotal, p.BytesDone, p.BytesTotal, p.FilesDone, p.FilesTotal)
+}
