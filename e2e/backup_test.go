@@ -269,6 +269,7 @@ func TestBadRepositories(t *testing.T) {
 	wantCode(t, err, codes.NotFound)
 	_, err = d.CreateVolume(d.ctx(), fromSnapshot(volumeRequest("r", readers), "backup/offsite/"+strings.Repeat("a", 26)))
 	wantCode(t, err, codes.InvalidArgument)
+	s.calm()
 	for _, dir := range []string{"wrong", "typo", "nowhere", "bare"} {
 		if err := os.RemoveAll(s.path("repositories", dir)); err != nil {
 			t.Fatal(err)

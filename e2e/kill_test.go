@@ -101,6 +101,7 @@ func TestKilledAtEveryPoint(t *testing.T) {
 	put(t, d.publish(data, writers), "file", "kept\n")
 	snap := d.snapshot(snapshotRequest("snap", data.GetVolumeId()))
 	saved := d.snapshot(backupRequest("saved", data.GetVolumeId()))
+	s.calm()
 	d.stop(syscall.SIGTERM)
 
 	volume := func(req *csi.CreateVolumeRequest) operation {
@@ -152,6 +153,7 @@ func TestKilledAtEveryPoint(t *testing.T) {
 				if c.deletes {
 					d := s.start()
 					id = c.until(d)
+					s.calm() // else it is the finishing that is killed
 					d.stop(syscall.SIGTERM)
 				}
 				d := s.mortal(n)
@@ -168,6 +170,7 @@ func TestKilledAtEveryPoint(t *testing.T) {
 					c.undo(again, id)
 				} else {
 					id = c.until(again)
+					s.calm()
 					if now := s.inventory(); with == "" {
 						with = now
 					} else if with != now {
@@ -255,6 +258,18 @@ func (d *driver) tryDelete(id string) error {
 	}
 	_, err := d.DeleteVolume(d.ctx(), &csi.DeleteVolumeRequest{VolumeId: id})
 	return err
+}
+
+// calm waits until no mover has a record any more. The record goes after the
+// temporary snapshot.
+func (s *site) calm() {
+	s.t.Helper()
+	for range 100 {
+		if strings.Contains(s.inventory(), " 0 movers") {
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
 }
 
 // settle waits until what goes on in the background has led to the inventory.

@@ -56,6 +56,8 @@ type Engine struct {
 	// Tick is how often Run looks after the jobs.
 	Tick time.Duration
 
+	wakeOnce sync.Once
+	woken    chan struct{}
 	busy     busy.Set
 	mu       sync.Mutex
 	listings map[string]listing
@@ -102,6 +104,12 @@ func (e *Engine) Backup(ctx context.Context, req Request) (*Backup, error) {
 	if err == nil {
 		if err := fits(describe(st.Job), req); err != nil {
 			return nil, err
+		}
+		if st.Phase == Succeeded && st.Result.Backup != nil {
+			// Ready now; removing a snapshot that has just been read takes the
+			// kernel a while, and is left to Run.
+			e.wake()
+			return st.backup(), nil
 		}
 		return e.advance(ctx, st)
 	}
@@ -516,6 +524,7 @@ func (e *Engine) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		case <-e.waking():
 		}
 		if e.Now().Sub(refreshed) > refreshEvery {
 			refreshed = e.Now()
@@ -544,6 +553,19 @@ func (e *Engine) Run(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// wake makes Run look after the jobs at once.
+func (e *Engine) wake() {
+	select {
+	case e.waking() <- struct{}{}:
+	default: // it is about to
+	}
+}
+
+func (e *Engine) waking() chan struct{} {
+	e.wakeOnce.Do(func() { e.woken = make(chan struct{}, 1) })
+	return e.woken
 }
 
 // refresh lists every repository, so that the metrics know them after a start.

@@ -6,8 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime/debug"
 	"os"
+	"runtime/debug"
 	"sync"
 	"time"
 
