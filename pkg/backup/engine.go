@@ -116,6 +116,9 @@ func (e *Engine) Backup(ctx context.Context, req Request) (*Backup, error) {
 	if !errors.Is(err, backend.ErrNotFound) {
 		return nil, fmt.Errorf("backup %q: %w", req.Name, err)
 	}
+	if err := e.learnEnded(ctx); err != nil {
+		return nil, err
+	}
 	// What is not in a listing that is not quite new can only be a backup that
 	// another controller has finished since. The mover finds it and keeps it; a
 	// source that has gone is a reason to look again here.
@@ -231,9 +234,7 @@ func (e *Engine) advance(ctx context.Context, st *Status) (*Backup, error) {
 		if err := e.releaseSnapshot(ctx, st.Job); err != nil {
 			return nil, err
 		}
-		b.Ready, b.Snapshot = true, st.Result.Snapshot
-		if st.Result.Backup != nil {
-			b.Files = st.Result.Backup.TotalFiles
+		if b = st.backup(); st.Result.Backup != nil {
 			e.learn(b)
 		} else { // another controller had made it, of another cut
 			found, _, err := e.lookup(ctx, b.Repository, b.ID, b.Volume, 0)
@@ -765,6 +766,18 @@ func (e *Engine) learn(b *Backup) {
 	e.listings[b.Repository] = l
 }
 
+// learnEnded adds what movers have made and nobody has looked at yet, so that
+// the next backup of a volume is compared with it.
+func (e *Engine) learnEnded(ctx context.Context) error {
+	jobs, err := e.Runner.Jobs(ctx)
+	for _, st := range jobs {
+		if st.Phase == Succeeded && st.Result.Backup != nil {
+			e.learn(st.backup())
+		}
+	}
+	return err
+}
+
 // forgetListing makes the next call read the repository again. The old listing
 // stays for the metrics.
 func (e *Engine) forgetListing(repository string) {
@@ -781,6 +794,10 @@ func (e *Engine) forgetListing(repository string) {
 func (st *Status) backup() *Backup {
 	b := describe(st.Job)
 	b.Ready, b.Failure, b.Lost = st.Phase == Succeeded, st.Result.Error, st.Result.Reason.Lasting()
+	b.Snapshot = st.Result.Snapshot
+	if st.Result.Backup != nil {
+		b.Files = st.Result.Backup.TotalFiles
+	}
 	return b
 }
 
