@@ -219,6 +219,12 @@ func (m *mover) backup(ctx context.Context, b *Backup) error {
 			m.result.Snapshot = found.done
 			return m.forget(ctx, summary.SnapshotID)
 		}
+		if summary != nil && found.parent.Snapshot != parent.Snapshot {
+			// There was a newer one than it was told of.
+			if err := m.notEmptied(b, found.parent); err != nil {
+				return errors.Join(err, m.forget(ctx, summary.SnapshotID))
+			}
+		}
 		if summary != nil { // which may be in the list already
 			others := slices.DeleteFunc(found.doubtful, func(id string) bool { return id == summary.SnapshotID })
 			if err := m.forget(ctx, others...); err != nil {

@@ -391,6 +391,21 @@ func TestToldTheParent(t *testing.T) {
 	}
 }
 
+// A volume that was emptied is noticed, also by a mover that was told of no
+// backup of it.
+func TestToldOfNoParentOfAnEmptiedVolume(t *testing.T) {
+	f := &fakeRepository{errs: map[string][]error{}, snapshots: []restic.Snapshot{
+		{ID: "s1", Tags: []string{TagVolume + "local/v", TagBackup + "a1"}, Summary: &restic.BackupSummary{TotalFiles: 2}}}}
+	dir := t.TempDir()
+	os.MkdirAll(filepath.Join(dir, "data", "empty", "too"), 0o755)
+	var proofs []string
+	task := backupTask()
+	task.Backup.Parent = &Parent{}
+	if result := Run(t.Context(), task, Env{Dir: dir, Restic: f, Mounts: &fakeMounts{log: &proofs}}); result.Reason != ReasonEmpty || len(f.snapshots) != 1 {
+		t.Errorf("%+v, %d snapshots", result, len(f.snapshots))
+	}
+}
+
 func TestRequest(t *testing.T) {
 	f := &fakeRepository{}
 	dir := t.TempDir()
