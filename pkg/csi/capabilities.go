@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
 )
@@ -31,7 +32,7 @@ func (d *Driver) GetCapacity(ctx context.Context, req *csi.GetCapacityRequest) (
 		return &csi.GetCapacityResponse{}, nil
 	}
 	return &csi.GetCapacityResponse{AvailableCapacity: capacity.Available,
-		MaximumVolumeSize: wrap(capacity.MaxShareSize), MinimumVolumeSize: wrap(capacity.MinShareSize)}, nil
+		MaximumVolumeSize: wrapperspb.Int64(capacity.MaxShareSize), MinimumVolumeSize: wrapperspb.Int64(capacity.MinShareSize)}, nil
 }
 
 // ControllerGetCapabilities says what the controller can do.

@@ -231,11 +231,7 @@ func (d *Driver) NodeGetVolumeStats(ctx context.Context, req *csi.NodeGetVolumeS
 
 // NodeGetVolumeHealth says whether a volume's mounts on this node answer.
 func (d *Driver) NodeGetVolumeHealth(ctx context.Context, req *csi.NodeGetVolumeHealthRequest) (*csi.NodeGetVolumeHealthResponse, error) {
-	v, b, err := d.volume(req.GetVolumeId())
-	if err != nil {
-		return nil, err
-	}
-	st, err := d.describe(ctx, b, v)
+	st, err := d.look(ctx, req.GetVolumeId())
 	if err != nil {
 		return nil, err
 	}

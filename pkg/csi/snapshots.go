@@ -9,7 +9,6 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/protobuf/types/known/timestamppb"
-	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
 	"github.com/abaca-csi/abaca/pkg/backup"
@@ -212,5 +211,3 @@ func userSnapshot(ctx context.Context, b backend.Backend, h Snapshot) (*backend.
 }
 
 func isNotFound(err error) bool { return errors.Is(err, backend.ErrNotFound) }
-
-func wrap(n int64) *wrapperspb.Int64Value { return wrapperspb.Int64(n) }

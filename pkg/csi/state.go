@@ -15,6 +15,15 @@ type state struct {
 	problem string // empty for a healthy one
 }
 
+// look says what there is to say about the volume that a request names.
+func (d *Driver) look(ctx context.Context, id string) (state, error) {
+	v, b, err := d.volume(id)
+	if err != nil {
+		return state{}, err
+	}
+	return d.describe(ctx, b, v)
+}
+
 // describe looks a volume up. ErrNotFound when there is none.
 func (d *Driver) describe(ctx context.Context, b backend.Backend, v Volume) (state, error) {
 	if !v.Referring() {
@@ -53,11 +62,7 @@ func describeReference(v Volume, snapshot *backend.Snapshot) state {
 
 // ControllerGetVolume returns one volume.
 func (d *Driver) ControllerGetVolume(ctx context.Context, req *csi.ControllerGetVolumeRequest) (*csi.ControllerGetVolumeResponse, error) {
-	v, b, err := d.volume(req.GetVolumeId())
-	if err != nil {
-		return nil, err
-	}
-	s, err := d.describe(ctx, b, v)
+	s, err := d.look(ctx, req.GetVolumeId())
 	if err != nil {
 		return nil, err
 	}
@@ -66,11 +71,7 @@ func (d *Driver) ControllerGetVolume(ctx context.Context, req *csi.ControllerGet
 
 // ControllerGetVolumeHealth says what is wrong with one volume, if anything.
 func (d *Driver) ControllerGetVolumeHealth(ctx context.Context, req *csi.ControllerGetVolumeHealthRequest) (*csi.ControllerGetVolumeHealthResponse, error) {
-	v, b, err := d.volume(req.GetVolumeId())
-	if err != nil {
-		return nil, err
-	}
-	s, err := d.describe(ctx, b, v)
+	s, err := d.look(ctx, req.GetVolumeId())
 	if err != nil {
 		return nil, err
 	}
