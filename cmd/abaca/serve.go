@@ -38,7 +38,7 @@ type serveOptions struct {
 
 	endpoint, httpEndpoint string
 	config, repositories   string
-	nodeID, stateDir       string
+	nodeID, zone, stateDir string
 	restic                 string
 	anyRestic              bool
 }
@@ -53,6 +53,7 @@ func newServeCommand(name, short string, controller, node bool) *cobra.Command {
 	f.StringVar(&o.httpEndpoint, "http-endpoint", "", "where /metrics, /healthz and /status listen, such as :9090; empty for nowhere")
 	f.StringVar(&o.config, "config", "", "the file with the backends (required)")
 	f.StringVar(&o.nodeID, "node-id", "", "the name of this node")
+	f.StringVar(&o.zone, "zone", "", "the zone that this node is in, for backends that have zones; empty for none")
 	must(cmd, "endpoint", "config", "node-id")
 	if controller {
 		f.StringVar(&o.repositories, "repositories", "", "the directory with one folder for each restic repository; empty for no backups")
@@ -92,7 +93,7 @@ func (o serveOptions) run(ctx context.Context) error {
 		return err
 	}
 	driver := &csi.Driver{
-		Version: version, Controller: o.controller, Node: o.node, NodeID: o.nodeID,
+		Version: version, Controller: o.controller, Node: o.node, NodeID: o.nodeID, Zone: o.zone,
 		Backends: map[string]backend.Backend{}, DefaultBackend: c.Backends[0].Name,
 		Mounts: mount.New(), Metrics: metrics.NewCSIMetricsManagerForPlugin(csi.DriverName), Now: time.Now,
 	}

@@ -114,6 +114,13 @@ type UsageReporter interface {
 	Usage(ctx context.Context, target Target) (Usage, error)
 }
 
+// Parameterized is a backend whose shares differ in more than their size.
+type Parameterized interface {
+	// Parameters returns the names that CreateShareRequest.Parameters may hold.
+	// ErrInvalid from CreateShare says which value is wrong.
+	Parameters() []string
+}
+
 // Role says why an object exists, and with it who may see and remove it.
 type Role string
 
@@ -141,6 +148,12 @@ type CreateShareRequest struct {
 	// being filled. Two requests may differ in it and mean the same share.
 	Draft bool
 	Role  Role
+	// Parameters choose among what the storage system offers; see Parameterized.
+	// They count when the share is made and are not part of its identity.
+	Parameters map[string]string
+	// Zones are where the share is wanted, the preferred first; empty for
+	// anywhere. A backend without zones ignores them.
+	Zones []string
 	// Description is kept with the share and returned in Share. Two requests
 	// that differ in it are in conflict.
 	Description map[string]string
@@ -160,6 +173,8 @@ type Share struct {
 	Name string
 	// Size is the most that can be written into the share, in bytes.
 	Size int64
+	// Zone is the only zone in which the share can be used; empty for any.
+	Zone string
 	// CreatedAt is the storage system's time, and never changes.
 	CreatedAt    time.Time
 	FromSnapshot string
@@ -186,6 +201,7 @@ type Snapshot struct {
 	ShareID string
 	// Size is the size of the share when the snapshot was cut, in bytes.
 	Size      int64
+	Zone      string // as Share.Zone
 	CreatedAt time.Time
 	Role      Role
 }
@@ -204,11 +220,20 @@ type Export struct {
 	ReadOnly bool   `json:"readOnly"`
 	// Protocol is how a node mounts it: "bind", later "nfs", "cephfs", "cifs".
 	Protocol string `json:"protocol"`
-	// Location is what Protocol mounts. For "bind" it is an absolute path on
-	// the node that holds the storage.
-	Location string `json:"location"`
+	// Locations are the places at which the one tree is served, the preferred
+	// first; a node mounts one that it can reach. For "bind" it is an absolute
+	// path on the node that holds the storage.
+	Locations []string `json:"locations"`
+	// Path is the directory below the location that the export is; a node shows
+	// nothing above it. Empty for all of it. Its elements are patterns of
+	// path.Match, and exactly one directory matches.
+	Path string `json:"path,omitempty"`
 	// Options are mount options that the backend demands.
 	Options []string `json:"options,omitempty"`
+	// User is the name under which the storage system knows whoever mounts the
+	// export, empty where there is none. The key that goes with it is kept where
+	// nodes find it by this name, and nowhere else.
+	User string `json:"user,omitempty"`
 	// Node is the only node that can mount the export; empty for any node.
 	Node string `json:"node,omitempty"`
 }

@@ -197,7 +197,7 @@ func consumerOf(id string) string    { return "backup-" + id }
 
 // Source is a backend's export as package mount wants it.
 func Source(x *backend.Export) mount.Source {
-	return mount.Source{Protocol: x.Protocol, Location: x.Location, Options: x.Options}
+	return mount.Source{Protocol: x.Protocol, Locations: x.Locations, Path: x.Path, Options: x.Options, User: x.User}
 }
 
 // advance takes a backup's job one step on from where it was found. The caller

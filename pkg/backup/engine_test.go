@@ -424,7 +424,7 @@ func TestRunFinishesWhatNobodyAsksFor(t *testing.T) {
 
 func TestRestore(t *testing.T) {
 	b := newBench(t)
-	req := RestoreRequest{ID: "restore-x", Repository: "offsite", Backup: "one", Target: mount.Source{Protocol: "bind", Location: "/x"}, Wanted: always}
+	req := RestoreRequest{ID: "restore-x", Repository: "offsite", Backup: "one", Target: mount.Source{Protocol: "bind", Locations: []string{"/x"}}, Wanted: always}
 	if st, err := b.Restore(t.Context(), req); err != nil || st.Phase != Running {
 		t.Fatalf("%+v, %v", st, err)
 	}

@@ -12,15 +12,11 @@ import (
 
 // GetCapacity returns how many bytes new volumes can be given.
 func (d *Driver) GetCapacity(ctx context.Context, req *csi.GetCapacityRequest) (*csi.GetCapacityResponse, error) {
-	class, err := parseClass(req.GetParameters())
+	class, err := d.readClass(req.GetParameters())
 	if err != nil {
 		return nil, err
 	}
-	_, b, err := d.backend(class.backend)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", err, backend.ErrInvalid)
-	}
-	reporter, ok := b.(backend.CapacityReporter)
+	reporter, ok := class.backend.(backend.CapacityReporter)
 	if !ok {
 		return nil, fmt.Errorf("the backend does not know its capacity: %w", backend.ErrUnsupported)
 	}

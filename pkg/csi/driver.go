@@ -26,6 +26,9 @@ const (
 	// TopologyKey is the label of the node that a share is bound to, where its
 	// backend serves one node only.
 	TopologyKey = DriverName + "/node"
+	// ZoneKey is the label of the zone that a share is bound to, where its
+	// backend has zones.
+	ZoneKey = DriverName + "/zone"
 )
 
 // Driver serves the Identity service, and the Controller and Node services as
@@ -38,9 +41,10 @@ type Driver struct {
 	Version string
 	// Controller and Node say which services are served.
 	Controller, Node bool
-	// NodeID is the name of this node; needed for the Node service.
-	NodeID   string
-	Backends map[string]backend.Backend
+	// NodeID is the name of this node, Zone the zone that it is in or empty; for
+	// the Node service.
+	NodeID, Zone string
+	Backends     map[string]backend.Backend
 	// DefaultBackend serves the classes that name none.
 	DefaultBackend string
 	// Backups may be nil: then no repository is configured.

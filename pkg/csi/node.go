@@ -253,8 +253,11 @@ func (d *Driver) NodeGetVolumeHealth(ctx context.Context, req *csi.NodeGetVolume
 
 // NodeGetInfo names the node, and what volumes are bound to it by.
 func (d *Driver) NodeGetInfo(context.Context, *csi.NodeGetInfoRequest) (*csi.NodeGetInfoResponse, error) {
-	return &csi.NodeGetInfoResponse{NodeId: d.NodeID,
-		AccessibleTopology: &csi.Topology{Segments: map[string]string{TopologyKey: d.NodeID}}}, nil
+	segments := map[string]string{TopologyKey: d.NodeID}
+	if d.Zone != "" {
+		segments[ZoneKey] = d.Zone
+	}
+	return &csi.NodeGetInfoResponse{NodeId: d.NodeID, AccessibleTopology: &csi.Topology{Segments: segments}}, nil
 }
 
 // NodeGetCapabilities says what the node service can do. Shares grow by the

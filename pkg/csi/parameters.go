@@ -26,18 +26,33 @@ const (
 	allowEmptyKey   = "allowEmpty"
 )
 
-// classParameters are what a StorageClass may hold.
-type classParameters struct {
-	backend string
-	claim   string // namespace/name of the claim, or empty
+// class is what a StorageClass says.
+type class struct {
+	backendName string
+	backend     backend.Backend
+	parameters  map[string]string // the backend's own
+	claim       string            // namespace/name of the claim, or empty
 }
 
-func parseClass(params map[string]string) (classParameters, error) {
-	p := classParameters{backend: params[backendKey]}
-	if name, ns := params[claimNameKey], params[claimNamespaceKey]; name != "" && ns != "" {
-		p.claim = ns + "/" + name
+func (d *Driver) readClass(params map[string]string) (class, error) {
+	var c class
+	var err error
+	if c.backendName, c.backend, err = d.backend(params[backendKey]); err != nil {
+		return c, fmt.Errorf("parameter %q: %w: %w", backendKey, err, backend.ErrInvalid)
 	}
-	return p, onlyKnown(params, backendKey)
+	known := []string{backendKey}
+	if p, ok := c.backend.(backend.Parameterized); ok {
+		known = append(known, p.Parameters()...)
+	}
+	if err := onlyKnown(params, known...); err != nil {
+		return c, err
+	}
+	if name, ns := params[claimNameKey], params[claimNamespaceKey]; name != "" && ns != "" {
+		c.claim = ns + "/" + name
+	}
+	c.parameters = maps.Clone(params)
+	maps.DeleteFunc(c.parameters, func(k, _ string) bool { return k == backendKey || strings.HasPrefix(k, orchestratorPrefix) })
+	return c, nil
 }
 
 // snapshotParameters are what a VolumeSnapshotClass may hold.

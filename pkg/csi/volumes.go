@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -37,9 +38,11 @@ type creation struct {
 	readOnly    bool  // only *_READER_ONLY modes
 	backendName string
 	backend     backend.Backend
-	source      string // handle, or empty
+	parameters  map[string]string // the backend's own
+	source      string            // handle, or empty
 	description map[string]string
 	requisite   []*csi.Topology
+	zones       []string // where it is wanted, the best first
 }
 
 // consumer is the name under which the volume holds what it is made of. A
@@ -73,7 +76,13 @@ func (d *Driver) CreateVolume(ctx context.Context, req *csi.CreateVolumeRequest)
 }
 
 func (d *Driver) readCreation(req *csi.CreateVolumeRequest) (creation, error) {
-	c := creation{name: req.GetName(), requisite: req.GetAccessibilityRequirements().GetRequisite()}
+	wanted := req.GetAccessibilityRequirements()
+	c := creation{name: req.GetName(), requisite: wanted.GetRequisite()}
+	for _, t := range slices.Concat(wanted.GetPreferred(), wanted.GetRequisite()) {
+		if zone := t.GetSegments()[ZoneKey]; zone != "" && !slices.Contains(c.zones, zone) {
+			c.zones = append(c.zones, zone)
+		}
+	}
 	if err := checkName(c.name); err != nil {
 		return c, err
 	}
@@ -81,18 +90,16 @@ func (d *Driver) readCreation(req *csi.CreateVolumeRequest) (creation, error) {
 	if c.readOnly, err = readerOnly(req.GetVolumeCapabilities()); err != nil {
 		return c, err
 	}
-	class, err := parseClass(req.GetParameters())
+	class, err := d.readClass(req.GetParameters())
 	if err != nil {
 		return c, err
 	}
+	c.backendName, c.backend, c.parameters = class.backendName, class.backend, class.parameters
 	if len(req.GetMutableParameters()) > 0 {
 		return c, fmt.Errorf("volumes have no mutable parameters: %w", backend.ErrInvalid)
 	}
 	if c.min, c.max, err = sizes(req.GetCapacityRange()); err != nil {
 		return c, err
-	}
-	if c.backendName, c.backend, err = d.backend(class.backend); err != nil {
-		return c, fmt.Errorf("parameter %q: %w: %w", backendKey, err, backend.ErrInvalid)
 	}
 	parameters, err := json.Marshal(req.GetParameters())
 	if err != nil {
@@ -221,6 +228,7 @@ func (c creation) makeShare(ctx context.Context, req backend.CreateShareRequest)
 		return nil, err
 	}
 	req.Name, req.MinSize, req.MaxSize, req.Role = c.name, c.min, c.max, backend.RoleUser
+	req.Parameters, req.Zones = c.parameters, c.zones
 	req.Description = map[string]string{describeSource: c.source}
 	for k, v := range c.description {
 		req.Description[k] = v
@@ -234,23 +242,27 @@ func (d *Driver) answerShare(ctx context.Context, c creation, share *backend.Sha
 	if err != nil {
 		return nil, fmt.Errorf("export volume %q: %w", c.name, err)
 	}
-	return answer(c, Volume{Backend: c.backendName, Share: share.ID}, share.Size, export), nil
+	return answer(c, Volume{Backend: c.backendName, Share: share.ID}, share.Size, topology(export.Node, share.Zone)), nil
 }
 
-func answer(c creation, v Volume, size int64, export *backend.Export) *csi.CreateVolumeResponse {
-	volume := &csi.Volume{VolumeId: v.String(), CapacityBytes: size, AccessibleTopology: topology(export.Node)}
+func answer(c creation, v Volume, size int64, where []*csi.Topology) *csi.CreateVolumeResponse {
+	volume := &csi.Volume{VolumeId: v.String(), CapacityBytes: size, AccessibleTopology: where}
 	if c.source != "" {
 		volume.ContentSource = contentSource(c.source)
 	}
 	return &csi.CreateVolumeResponse{Volume: volume}
 }
 
-// topology says where a volume can be used: on one node, or anywhere.
-func topology(node string) []*csi.Topology {
-	if node == "" {
-		return nil
+// topology says where a volume can be used: on one node, in one zone, or
+// anywhere.
+func topology(node, zone string) []*csi.Topology {
+	switch {
+	case node != "":
+		return []*csi.Topology{{Segments: map[string]string{TopologyKey: node}}}
+	case zone != "":
+		return []*csi.Topology{{Segments: map[string]string{ZoneKey: zone}}}
 	}
-	return []*csi.Topology{{Segments: map[string]string{TopologyKey: node}}}
+	return nil
 }
 
 // reachable checks, before anything is made, that one of the places where the
@@ -349,7 +361,7 @@ func (d *Driver) createReference(ctx context.Context, c creation, snapshot *back
 	if err != nil {
 		return nil, fmt.Errorf("hold snapshot %s for volume %q: %w", snapshot.ID, c.name, err)
 	}
-	return answer(c, Volume{Backend: c.backendName, Snapshot: snapshot.ID, Consumer: c.consumer()}, c.min, export), nil
+	return answer(c, Volume{Backend: c.backendName, Snapshot: snapshot.ID, Consumer: c.consumer()}, c.min, topology(export.Node, snapshot.Zone)), nil
 }
 
 // createFromVolume goes by way of a temporary snapshot: a snapshot volume keeps

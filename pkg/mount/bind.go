@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bind is the protocol of what the node can see already: Location is the
+// bind is the protocol of what the node can see already: its location is the
 // absolute path of a directory. Options and the user's flags may be ro, rw,
 // nosuid, nodev, noexec, noatime, nodiratime and relatime.
 type bind struct{}
@@ -22,7 +22,10 @@ func (bind) options(readOnly bool, src Source, flags []string) (options, error) 
 }
 
 func (bind) find(ctx context.Context, m *Mounter, src Source) (origin, error) {
-	return m.directory(ctx, src.Location)
+	if len(src.Locations) != 1 || src.Path != "" || src.User != "" {
+		return nil, fmt.Errorf("%s: bind needs one location, an absolute path, and neither a path below it nor a user: %w", src, ErrInvalid)
+	}
+	return m.directory(ctx, src.Locations[0])
 }
 
 // directory is the origin of a bind: a directory and its place in a file

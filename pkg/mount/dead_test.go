@@ -42,7 +42,7 @@ func TestDead(t *testing.T) {
 			_, err := m.Stats(ctx, target)
 			wantIs(t, err, ErrCorrupted)
 			wantIs(t, m.Bind(ctx, target, dir+"/bound", true), ErrCorrupted)
-			wantIs(t, m.Mount(ctx, Source{Protocol: "bind", Location: target}, dir+"/bound", true, nil), ErrCorrupted)
+			wantIs(t, m.Mount(ctx, Source{Protocol: "bind", Locations: []string{target}}, dir+"/bound", true, nil), ErrCorrupted)
 		}
 		wantDead()
 		must(t, m.Mount(ctx, src, target, true, nil))
@@ -76,7 +76,7 @@ func TestHang(t *testing.T) {
 			t.Cleanup(cancel)
 			return ctx
 		}
-		hung := Source{Protocol: "bind", Location: target}
+		hung := Source{Protocol: "bind", Locations: []string{target}}
 		wantLate := func(err error) {
 			t.Helper()
 			wantIs(t, err, context.DeadlineExceeded)
@@ -139,7 +139,7 @@ func TestHang(t *testing.T) {
 func TestAttachAfterTheEnd(t *testing.T) {
 	both(t, func(t *testing.T, m *Mounter, dir string) {
 		src, target := share(t, dir+"/share"), dir+"/target"
-		d, err := m.directory(t.Context(), src.Location)
+		d, err := m.directory(t.Context(), src.Locations[0])
 		must(t, err)
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
@@ -245,7 +245,7 @@ func TestMountProgram(t *testing.T) {
 		wantIs(t, m.Mount(t.Context(), src, target, true, nil), ErrWritable)
 		wantMounts(t, target, 0)
 		// Nor when it is to repair.
-		bindByHand(t, src.Location, target)
+		bindByHand(t, src.Locations[0], target)
 		wantIs(t, m.Mount(t.Context(), src, target, true, nil), ErrWritable)
 	})
 

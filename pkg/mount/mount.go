@@ -11,6 +11,8 @@ package mount
 import (
 	"context"
 	"errors"
+	"path"
+	"strings"
 )
 
 var (
@@ -33,11 +35,22 @@ var (
 type Source struct {
 	// Protocol is "bind"; each protocol has one file in this package.
 	Protocol string `json:"protocol"`
-	// Location is an absolute path for "bind".
-	Location string `json:"location"`
+	// Locations are the places at which the storage system serves this one tree,
+	// the preferred first. For "bind" it is one absolute path.
+	Locations []string `json:"locations"`
+	// Path is the directory below them that is mounted, the only one that is to
+	// be seen: relative, empty for the whole tree. Its elements are patterns of
+	// path.Match, and exactly one directory must match.
+	Path string `json:"path,omitempty"`
 	// Options are mount options that the storage system demands.
 	Options []string `json:"options,omitempty"`
+	// User is the name under which the storage system knows the node, empty where
+	// there is none. Its key is not here: the node has it.
+	User string `json:"user,omitempty"`
 }
+
+// String names the source for people.
+func (s Source) String() string { return path.Join(strings.Join(s.Locations, ","), s.Path) }
 
 // Stats is what statfs(2) says about a mounted path.
 type Stats struct {

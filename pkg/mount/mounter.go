@@ -75,7 +75,7 @@ func protocolOf(src Source) (protocol, error) {
 
 // Mount implements [Interface].
 func (m *Mounter) Mount(ctx context.Context, src Source, dir string, readOnly bool, flags []string) (err error) {
-	ctx, end := begin(ctx, &err, "mount %s at %s", src.Location, dir)
+	ctx, end := begin(ctx, &err, "mount %s at %s", src, dir)
 	defer end()
 	p, err := protocolOf(src)
 	if err != nil {
@@ -308,7 +308,7 @@ func (m *Mounter) brief(ctx context.Context) time.Duration {
 // Prove implements [Interface]. With readOnly, no mount below dir may be
 // writable either.
 func (m *Mounter) Prove(ctx context.Context, dir string, src Source, readOnly bool) (err error) {
-	ctx, end := begin(ctx, &err, "prove that %s is mounted at %s", src.Location, dir)
+	ctx, end := begin(ctx, &err, "prove that %s is mounted at %s", src, dir)
 	defer end()
 	p, err := protocolOf(src)
 	if err != nil {
@@ -324,7 +324,7 @@ func (m *Mounter) Prove(ctx context.Context, dir string, src Source, readOnly bo
 	}
 	from, err := p.find(ctx, m, src)
 	if errors.Is(err, ErrNoSource) {
-		return fmt.Errorf("%s is not there to compare with: %w", src.Location, ErrOther)
+		return fmt.Errorf("%s is not there to compare with: %w", src, ErrOther)
 	} else if err != nil {
 		return err
 	}

@@ -71,7 +71,7 @@ func share(t *testing.T, path string) Source {
 	t.Helper()
 	must(t, os.MkdirAll(path, 0o755))
 	must(t, os.WriteFile(filepath.Join(path, "file"), []byte("data"), 0o644))
-	return Source{Protocol: "bind", Location: path}
+	return Source{Protocol: "bind", Locations: []string{path}}
 }
 
 // at returns the mountinfo entries of a path.
@@ -163,7 +163,7 @@ func TestMount(t *testing.T) {
 		if left, err := os.ReadDir(dir + "/a/b"); err != nil || len(left) != 0 {
 			t.Fatalf("left behind: %v, %v", left, err)
 		}
-		if _, err := os.Stat(src.Location + "/file"); err != nil {
+		if _, err := os.Stat(src.Locations[0] + "/file"); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -207,7 +207,7 @@ func TestMountReadOnlyIsNeverWritable(t *testing.T) {
 func TestMountRepairs(t *testing.T) {
 	both(t, func(t *testing.T, m *Mounter, dir string) {
 		src, target := share(t, dir+"/share"), dir+"/target"
-		bindByHand(t, src.Location, target)
+		bindByHand(t, src.Locations[0], target)
 		wantIs(t, m.Prove(t.Context(), target, src, true), ErrWritable)
 		must(t, m.Mount(t.Context(), src, target, true, []string{"nosuid", "nodev"}))
 		wantMounts(t, target, 1, "ro", "nosuid", "nodev", "noatime")
@@ -218,7 +218,7 @@ func TestMountRepairs(t *testing.T) {
 
 		// Somebody has a file open for writing.
 		busy := dir + "/busy"
-		bindByHand(t, src.Location, busy)
+		bindByHand(t, src.Locations[0], busy)
 		f, err := os.OpenFile(busy+"/file", os.O_WRONLY, 0)
 		must(t, err)
 		defer f.Close()
@@ -240,10 +240,10 @@ func TestMountRefuses(t *testing.T) {
 				flags    []string
 				hint     string
 			}{
-				"protocol":        {Source{Protocol: "nfs", Location: "a:/b"}, target, false, nil, "bind"},
-				"relative source": {Source{Protocol: "bind", Location: "share"}, target, false, nil, "absolute"},
+				"protocol":        {Source{Protocol: "nfs", Locations: []string{"a:/b"}}, target, false, nil, "bind"},
+				"relative source": {Source{Protocol: "bind", Locations: []string{"share"}}, target, false, nil, "absolute"},
 				"empty source":    {Source{Protocol: "bind"}, target, false, nil, "absolute"},
-				"file":            {Source{Protocol: "bind", Location: src.Location + "/file"}, target, false, nil, "directory"},
+				"file":            {Source{Protocol: "bind", Locations: []string{src.Locations[0] + "/file"}}, target, false, nil, "directory"},
 				"relative dir":    {src, "target", false, nil, "absolute"},
 				"root":            {src, "/", false, nil, "absolute"},
 				"unknown flag":    {src, target, false, []string{"nosuid", "vers=4"}, "vers=4"},
@@ -251,8 +251,8 @@ func TestMountRefuses(t *testing.T) {
 				"joined flags":    {src, target, true, []string{"nosuid,rw"}, "nosuid,rw"},
 				"rw":              {src, target, true, []string{"rw"}, "contradict"},
 				"ro and rw":       {src, target, false, []string{"ro", "rw"}, "contradict"},
-				"source rw":       {Source{"bind", src.Location, []string{"rw"}}, target, true, nil, "contradict"},
-				"source ro":       {Source{"bind", src.Location, []string{"ro"}}, target, false, []string{"rw"}, "contradict"},
+				"source rw":       {Source{Protocol: "bind", Locations: src.Locations, Options: []string{"rw"}}, target, true, nil, "contradict"},
+				"source ro":       {Source{Protocol: "bind", Locations: src.Locations, Options: []string{"ro"}}, target, false, []string{"rw"}, "contradict"},
 				"atime":           {src, target, false, []string{"noatime", "relatime"}, "contradict"},
 			} {
 				err := m.Mount(ctx, c.src, c.dir, c.readOnly, c.flags)
@@ -266,7 +266,7 @@ func TestMountRefuses(t *testing.T) {
 		})
 
 		t.Run("no source", func(t *testing.T) {
-			wantIs(t, m.Mount(ctx, Source{Protocol: "bind", Location: dir + "/none"}, target, true, nil), ErrNoSource)
+			wantIs(t, m.Mount(ctx, Source{Protocol: "bind", Locations: []string{dir + "/none"}}, target, true, nil), ErrNoSource)
 		})
 
 		t.Run("places", func(t *testing.T) {
@@ -280,7 +280,7 @@ func TestMountRefuses(t *testing.T) {
 			}
 			wantMounts(t, dir+"/real", 0)
 			// A link to a mount is not a mount.
-			bindByHand(t, src.Location, dir+"/real")
+			bindByHand(t, src.Locations[0], dir+"/real")
 			wantIs(t, m.Prove(ctx, dir+"/link", src, false), ErrNotMounted)
 			wantIs(t, m.Check(ctx, dir+"/link"), ErrNotMounted)
 			wantIs(t, m.Unmount(ctx, dir+"/link"), ErrOther)
@@ -297,7 +297,7 @@ func TestMountRefuses(t *testing.T) {
 
 		t.Run("other", func(t *testing.T) {
 			two := share(t, dir+"/two")
-			bindByHand(t, two.Location, dir+"/x")
+			bindByHand(t, two.Locations[0], dir+"/x")
 			wantIs(t, m.Mount(ctx, src, dir+"/x", true, nil), ErrOther)
 			wantIs(t, m.Prove(ctx, dir+"/x", src, false), ErrOther)
 			wantMounts(t, dir+"/x", 1)
@@ -312,7 +312,7 @@ func TestMountRefuses(t *testing.T) {
 			// The share was deleted, and another one of its name made.
 			old := share(t, dir+"/old")
 			must(t, m.Mount(ctx, old, dir+"/z", true, nil))
-			must(t, os.RemoveAll(old.Location))
+			must(t, os.RemoveAll(old.Locations[0]))
 			wantIs(t, m.Prove(ctx, dir+"/z", old, true), ErrOther)
 			wantIs(t, m.Mount(ctx, old, dir+"/z", true, nil), ErrNoSource)
 			share(t, dir+"/old")
@@ -323,17 +323,17 @@ func TestMountRefuses(t *testing.T) {
 		t.Run("read-only", func(t *testing.T) {
 			must(t, m.Mount(ctx, src, dir+"/ro", true, nil))
 			wantIs(t, m.Mount(ctx, src, dir+"/ro", false, nil), ErrOther)
-			must(t, m.Mount(ctx, Source{"bind", src.Location, []string{"ro"}}, dir+"/ro2", false, nil))
+			must(t, m.Mount(ctx, Source{Protocol: "bind", Locations: src.Locations, Options: []string{"ro"}}, dir+"/ro2", false, nil))
 			must(t, m.Mount(ctx, src, dir+"/ro3", false, []string{"ro"}))
 			wantMounts(t, dir+"/ro2", 1, "ro")
 			wantMounts(t, dir+"/ro3", 1, "ro")
 			wantIs(t, m.Bind(ctx, dir+"/ro", dir+"/rw", false), ErrInvalid)
-			wantIs(t, m.Mount(ctx, Source{"bind", dir + "/ro", nil}, dir+"/rw", false, nil), ErrInvalid)
+			wantIs(t, m.Mount(ctx, Source{Protocol: "bind", Locations: []string{dir + "/ro"}, Options: nil}, dir+"/rw", false, nil), ErrInvalid)
 			wantMounts(t, dir+"/rw", 0)
 		})
 
 		t.Run("writable below", func(t *testing.T) {
-			must(t, os.MkdirAll(src.Location+"/sub", 0o755))
+			must(t, os.MkdirAll(src.Locations[0]+"/sub", 0o755))
 			must(t, m.Mount(ctx, src, dir+"/n", true, nil))
 			must(t, unix.Mount("inner", dir+"/n/sub", "tmpfs", 0, ""))
 			wantIs(t, m.Prove(ctx, dir+"/n", src, true), ErrWritable)
@@ -357,7 +357,7 @@ func TestMountFlags(t *testing.T) {
 				wantMounts(t, target, 1, flags...)
 			}
 		}
-		must(t, os.WriteFile(src.Location+"/run", []byte("#!/bin/sh\n"), 0o755))
+		must(t, os.WriteFile(src.Locations[0]+"/run", []byte("#!/bin/sh\n"), 0o755))
 		must(t, m.Mount(t.Context(), src, dir+"/noexec", true, []string{"noexec"}))
 		if err := exec.Command(dir + "/noexec/run").Run(); !errors.Is(err, fs.ErrPermission) {
 			t.Fatalf("run from noexec: %v", err)
@@ -423,11 +423,11 @@ func TestUnmount(t *testing.T) {
 
 	t.Run("stacked", func(t *testing.T) {
 		target := dir + "/stack"
-		bindByHand(t, src.Location, target)
-		bindByHand(t, two.Location, target)
+		bindByHand(t, src.Locations[0], target)
+		bindByHand(t, two.Locations[0], target)
 		wantIs(t, m.Prove(ctx, target, src, false), ErrOther)
 		must(t, m.Prove(ctx, target, two, false))
-		bindByHand(t, src.Location, target)
+		bindByHand(t, src.Locations[0], target)
 		must(t, m.Prove(ctx, target, src, false))
 		must(t, m.Unmount(ctx, target))
 		wantMounts(t, target, 0)
@@ -444,8 +444,8 @@ func TestUnmount(t *testing.T) {
 	})
 	t.Run("hidden", func(t *testing.T) {
 		must(t, os.MkdirAll(dir+"/up/target", 0o755))
-		bindByHand(t, src.Location, dir+"/up/target")
-		bindByHand(t, two.Location, dir+"/up")
+		bindByHand(t, src.Locations[0], dir+"/up/target")
+		bindByHand(t, two.Locations[0], dir+"/up")
 		wantIs(t, m.Check(ctx, dir+"/up/target"), ErrNotMounted)
 		must(t, m.Mount(ctx, two, dir+"/up/target", true, nil)) // in two
 		must(t, m.Prove(ctx, dir+"/up/target", two, true))
@@ -456,7 +456,7 @@ func TestUnmount(t *testing.T) {
 	})
 	t.Run("files", func(t *testing.T) {
 		share(t, dir+"/full")
-		bindByHand(t, src.Location, dir+"/full")
+		bindByHand(t, src.Locations[0], dir+"/full")
 		wantIs(t, m.Unmount(ctx, dir+"/full"), ErrOther)
 		wantMounts(t, dir+"/full", 0)
 		if _, err := os.Stat(dir + "/full/file"); err != nil {
@@ -477,9 +477,9 @@ func TestUnmount(t *testing.T) {
 		must(t, m.Unmount(ctx, dir+"/used"))
 	})
 	t.Run("mount below", func(t *testing.T) {
-		must(t, os.MkdirAll(src.Location+"/sub", 0o755))
+		must(t, os.MkdirAll(src.Locations[0]+"/sub", 0o755))
 		must(t, m.Mount(ctx, src, dir+"/outer", false, nil))
-		bindByHand(t, two.Location, dir+"/outer/sub")
+		bindByHand(t, two.Locations[0], dir+"/outer/sub")
 		if err := m.Unmount(ctx, dir+"/outer"); !errors.Is(err, unix.EBUSY) || !strings.Contains(err.Error(), "outer/sub") {
 			t.Fatalf("unmount with a mount below: %v", err)
 		}
@@ -510,8 +510,8 @@ func TestPlaces(t *testing.T) {
 	must(t, m.Mount(ctx, two, dir+"/other", false, nil))
 	must(t, m.Bind(ctx, dir+"/stage", dir+"/b", true))
 	must(t, m.Bind(ctx, dir+"/stage", dir+"/a", false))
-	bindByHand(t, src.Location, dir+"/a")
-	bindByHand(t, two.Location, dir+"/a") // hides it
+	bindByHand(t, src.Locations[0], dir+"/a")
+	bindByHand(t, two.Locations[0], dir+"/a") // hides it
 	for _, place := range []string{"/stage", "/b"} {
 		got, err := m.Places(dir + place)
 		must(t, err)
@@ -651,12 +651,12 @@ func TestBtrfs(t *testing.T) {
 	run("btrfs", "-q", "subvolume", "create", pool+"/shares/one")
 	run("btrfs", "-q", "subvolume", "create", pool+"/shares/two")
 	one, two := share(t, pool+"/shares/one"), share(t, pool+"/shares/two")
-	run("btrfs", "-q", "subvolume", "snapshot", "-r", one.Location, pool+"/snap")
-	snap := Source{Protocol: "bind", Location: pool + "/snap"}
+	run("btrfs", "-q", "subvolume", "snapshot", "-r", one.Locations[0], pool+"/snap")
+	snap := Source{Protocol: "bind", Locations: []string{pool + "/snap"}}
 
 	m, ctx := New(), t.Context()
 	for _, src := range []Source{one, two, snap} {
-		target := dir + "/" + filepath.Base(src.Location)
+		target := dir + "/" + filepath.Base(src.Locations[0])
 		for range 2 {
 			must(t, m.Mount(ctx, src, target, true, nil))
 		}
@@ -664,7 +664,7 @@ func TestBtrfs(t *testing.T) {
 		wantClosed(t, target)
 		for _, other := range []Source{one, two, snap} {
 			err := m.Prove(ctx, target, other, true)
-			if other.Location == src.Location {
+			if other.Locations[0] == src.Locations[0] {
 				must(t, err)
 			} else {
 				wantIs(t, err, ErrOther)
@@ -679,8 +679,8 @@ func TestBtrfs(t *testing.T) {
 	wantIs(t, m.Prove(ctx, dir+"/sub", two, false), ErrOther)
 	// Deleted and made again under the same name: the root is the same.
 	must(t, m.Unmount(ctx, dir+"/sub"))
-	run("btrfs", "-q", "subvolume", "delete", two.Location)
-	run("btrfs", "-q", "subvolume", "create", two.Location)
+	run("btrfs", "-q", "subvolume", "delete", two.Locations[0])
+	run("btrfs", "-q", "subvolume", "create", two.Locations[0])
 	wantIs(t, m.Prove(ctx, dir+"/two", two, true), ErrOther)
 }
 

@@ -81,7 +81,7 @@ func newSite(t *testing.T) *site {
 func (s *site) run(task Task, location string, readOnly bool) Result {
 	s.t.Helper()
 	data := filepath.Join(s.env.Dir, "data")
-	task.Source = mount.Source{Protocol: "bind", Location: location}
+	task.Source = mount.Source{Protocol: "bind", Locations: []string{location}}
 	if err := s.env.Mounts.Mount(s.t.Context(), task.Source, data, readOnly, nil); err != nil {
 		s.t.Fatal(err)
 	}
@@ -408,7 +408,7 @@ func TestKilled(t *testing.T) {
 		}
 	}
 	task := backupTask()
-	task.Source.Location = volume
+	task.Source.Locations[0] = volume
 	data := s.env.Dir + "/data"
 	if err := s.env.Mounts.Mount(t.Context(), task.Source, data, true, nil); err != nil {
 		t.Fatal(err)

@@ -27,7 +27,7 @@ type fakeMounts struct {
 }
 
 func (f *fakeMounts) Prove(_ context.Context, dir string, src mount.Source, readOnly bool) error {
-	*f.log = append(*f.log, fmt.Sprintf("prove %s %s ro=%v", filepath.Base(dir), src.Location, readOnly))
+	*f.log = append(*f.log, fmt.Sprintf("prove %s %s ro=%v", filepath.Base(dir), src.Locations[0], readOnly))
 	return f.err
 }
 
@@ -129,7 +129,7 @@ func (f *fakeRepository) Restore(_ context.Context, r restic.RestoreRequest, _ f
 
 func backupTask() Task {
 	return Task{
-		ID: "task-1", Repository: "offsite", Source: mount.Source{Protocol: "bind", Location: "/src"},
+		ID: "task-1", Repository: "offsite", Source: mount.Source{Protocol: "bind", Locations: []string{"/src"}},
 		Backup: &Backup{
 			Backup: "b1", Volume: "local/v", Name: "nightly", Size: 5, Host: "ns/claim",
 			Time: time.Date(2026, 4, 12, 1, 2, 3, 0, time.UTC), Description: json.RawMessage(`{"b":1,"a":[]}`),
@@ -138,7 +138,7 @@ func backupTask() Task {
 }
 
 func restoreTask() Task {
-	return Task{ID: "task-1", Source: mount.Source{Protocol: "bind", Location: "/src"}, Restore: &Restore{Backup: "b1"}}
+	return Task{ID: "task-1", Source: mount.Source{Protocol: "bind", Locations: []string{"/src"}}, Restore: &Restore{Backup: "b1"}}
 }
 
 // snapshot is one of the volume; files is -1 for no summary.

@@ -135,12 +135,12 @@ func TestMutant(t *testing.T) {
 					return mutant.broken(memory.NewStore(t.TempDir()))
 				},
 				Write: func(t *testing.T, e *backend.Export, file, content string) {
-					if err := os.WriteFile(filepath.Join(e.Location, file), []byte(content), 0o666); err != nil {
+					if err := os.WriteFile(filepath.Join(e.Locations[0], file), []byte(content), 0o666); err != nil {
 						t.Fatal(err)
 					}
 				},
 				Read: func(t *testing.T, e *backend.Export, file string) string {
-					content, _ := os.ReadFile(filepath.Join(e.Location, file))
+					content, _ := os.ReadFile(filepath.Join(e.Locations[0], file))
 					return string(content)
 				},
 			})
@@ -512,7 +512,7 @@ type showsShare struct{ backend.Backend }
 func (b showsShare) Export(ctx context.Context, target backend.Target, consumer string) (*backend.Export, error) {
 	e, err := b.Backend.Export(ctx, target, consumer)
 	if snapshot, err := b.Snapshot(ctx, target.SnapshotID); err == nil && e != nil {
-		e.Location = filepath.Join(filepath.Dir(e.Location), snapshot.ShareID)
+		e.Locations[0] = filepath.Join(filepath.Dir(e.Locations[0]), snapshot.ShareID)
 	}
 	return e, err
 }

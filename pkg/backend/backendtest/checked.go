@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"regexp"
+	"slices"
 	"testing"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
@@ -146,7 +147,7 @@ func (c checked) export(e *backend.Export, err error) (*backend.Export, error) {
 	case err != nil:
 	case e == nil:
 		c.t.Errorf("neither an export nor an error")
-	case !validConsumer.MatchString(e.Consumer), e.Protocol == "", e.Location == "":
+	case !validConsumer.MatchString(e.Consumer), e.Protocol == "", len(e.Locations) == 0, slices.Contains(e.Locations, ""):
 		c.t.Errorf("malformed export %+v", *e)
 	case (e.Target.ShareID == "") == (e.Target.SnapshotID == ""):
 		c.t.Errorf("export %+v has not exactly one target", *e)

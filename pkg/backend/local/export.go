@@ -67,7 +67,7 @@ func (b *Backend) export(consumer string, m exportMeta) *backend.Export {
 	k, id := kindOf(target)
 	return &backend.Export{
 		Target: target, Consumer: consumer, ReadOnly: k == snapshots,
-		Protocol: "bind", Location: b.location(k, id), Node: b.node,
+		Protocol: "bind", Locations: []string{b.location(k, id)}, Node: b.node,
 	}
 }
 

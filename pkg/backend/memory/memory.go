@@ -257,7 +257,7 @@ func (s *Store) export(target backend.Target, consumer string) (*backend.Export,
 	}
 	s.exports[consumer] = backend.Export{
 		Target: target, Consumer: consumer, ReadOnly: isSnapshot,
-		Protocol: "bind", Location: s.tree(id), Node: s.Node,
+		Protocol: "bind", Locations: []string{s.tree(id)}, Node: s.Node,
 	}
 	return get(s.exports, consumer)
 }

@@ -52,14 +52,14 @@ func TestConformance(t *testing.T) {
 
 func write(t *testing.T, e *backend.Export, file, content string) {
 	t.Helper()
-	if err := os.WriteFile(filepath.Join(e.Location, file), []byte(content), 0o666); err != nil {
+	if err := os.WriteFile(filepath.Join(e.Locations[0], file), []byte(content), 0o666); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func read(t *testing.T, e *backend.Export, file string) string {
 	t.Helper()
-	content, err := os.ReadFile(filepath.Join(e.Location, file))
+	content, err := os.ReadFile(filepath.Join(e.Locations[0], file))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		t.Fatal(err)
 	}
