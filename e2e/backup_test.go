@@ -280,6 +280,58 @@ func TestBadRepositories(t *testing.T) {
 	}
 }
 
+// TestVanishedRepository: the disk of a repository is not mounted. Nothing may be
+// taken for gone, and no other repository may be made in its place.
+func TestVanishedRepository(t *testing.T) {
+	s := newSite(t)
+	d := s.start()
+	data := d.volume(volumeRequest("data", writers))
+	put(t, d.publish(data, writers), "file", "text\n")
+	d.unpublish(data)
+	first := d.snapshot(backupRequest("first", data.GetVolumeId()))
+	if err := os.Rename(s.path("offsite"), s.path("unmounted")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(s.path("offsite"), 0o755); err != nil { // the mount point
+		t.Fatal(err)
+	}
+	d.stop(syscall.SIGKILL) // what was seen is not only in memory
+	d = s.start()
+	_, err := d.CreateSnapshot(d.ctx(), backupRequest("second", data.GetVolumeId()))
+	wantCode(t, err, codes.Unavailable, "mounted")
+	_, err = d.ListSnapshots(d.ctx(), &csi.ListSnapshotsRequest{})
+	wantCode(t, err, codes.Unavailable, "mounted")
+	_, err = d.CreateVolume(d.ctx(), fromSnapshot(volumeRequest("r", writers), first.GetSnapshotId()))
+	wantCode(t, err, codes.Unavailable, "mounted")
+	_, err = d.DeleteSnapshot(d.ctx(), &csi.DeleteSnapshotRequest{SnapshotId: first.GetSnapshotId()})
+	wantCode(t, err, codes.Unavailable, "offsite", "mounted")
+	if left, err := os.ReadDir(s.path("offsite")); err != nil || len(left) > 0 {
+		t.Errorf("in the place of the repository there is %v, %v", left, err)
+	}
+	if err := os.Remove(s.path("offsite")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(s.path("unmounted"), s.path("offsite")); err != nil {
+		t.Fatal(err)
+	}
+	d.snapshot(backupRequest("second", data.GetVolumeId()))
+	d.deleteSnapshot(first.GetSnapshotId())
+	s.calm()
+	if got := s.inventory(); got != "1 shares, 0 snapshots (0 temporary), 1 exports, 1 backups, 0 movers, 0 locks" {
+		t.Errorf("there is %s", got)
+	}
+}
+
+// TestUnreachableRepository: its server is not there. That is said while the
+// caller still waits, and in the terms of a server that is not there.
+func TestUnreachableRepository(t *testing.T) {
+	s := newSite(t)
+	s.repository("nowhere", "rest:http://127.0.0.1:9/")
+	d := s.start()
+	_, err := d.ListSnapshots(d.ctx(), &csi.ListSnapshotsRequest{})
+	wantCode(t, err, codes.Unavailable, "nowhere", "host and port")
+}
+
 // TestDamagedRepository restores from a repository that has lost a part: no
 // volume may come of it.
 func TestDamagedRepository(t *testing.T) {

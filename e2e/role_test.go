@@ -79,8 +79,8 @@ func controller() error {
 	}
 	defer opened.Close()
 	state := filepath.Join(dir, "backend", "state")
-	repositories := backup.Directory{Path: filepath.Join(dir, "repositories"), Program: os.Getenv("ABACA_E2E_RESTIC"), CacheDir: filepath.Join(state, "cache")}
-	for _, d := range []string{repositories.CacheDir, filepath.Join(state, "movers")} {
+	repositories := backup.Directory{Path: filepath.Join(dir, "repositories"), Program: os.Getenv("ABACA_E2E_RESTIC"), CacheDir: filepath.Join(state, "cache"), SeenDir: filepath.Join(state, "repositories")}
+	for _, d := range []string{repositories.CacheDir, repositories.SeenDir, filepath.Join(state, "movers")} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return err
 		}

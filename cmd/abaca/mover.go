@@ -22,6 +22,7 @@ func newMoverCommand() *cobra.Command {
 	f.StringVar(&a.Repository, "repository", "", "the folder with the repository's configuration")
 	f.StringVar(&a.Restic, "restic", "restic", "the restic program")
 	f.StringVar(&a.Cache, "cache", "", "the directory for restic's cache")
-	must(cmd, "record", "repository", "cache")
+	f.StringVar(&a.Seen, "seen", "", "the directory that remembers which repositories were there")
+	must(cmd, "record", "repository", "cache", "seen")
 	return cmd
 }

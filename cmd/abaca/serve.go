@@ -165,8 +165,9 @@ func (o serveOptions) engine(ctx context.Context, c *config, backends map[string
 	if err != nil {
 		return nil, err
 	}
-	repositories := backup.Directory{Path: o.repositories, Program: program, CacheDir: filepath.Join(state, "cache")}
-	for _, dir := range []string{repositories.CacheDir, filepath.Join(state, "movers")} {
+	repositories := backup.Directory{Path: o.repositories, Program: program,
+		CacheDir: filepath.Join(state, "cache"), SeenDir: filepath.Join(state, "repositories")}
+	for _, dir := range []string{repositories.CacheDir, repositories.SeenDir, filepath.Join(state, "movers")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}

@@ -51,7 +51,7 @@ type Backend interface {
 	ExpandShare(ctx context.Context, id string, size int64) (*Share, error)
 
 	// DeleteShare removes a share, its contents and its exports. Its snapshots
-	// live on.
+	// live on. ErrInUse where the backend can tell that the share is mounted.
 	DeleteShare(ctx context.Context, id string) error
 
 	// CreateSnapshot cuts a read-only point-in-time image of a share. The name

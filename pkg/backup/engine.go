@@ -119,23 +119,47 @@ func (e *Engine) Backup(ctx context.Context, req Request) (*Backup, error) {
 	if err := e.learnEnded(ctx); err != nil {
 		return nil, err
 	}
+	if err := e.nowhereElse(req); err != nil {
+		return nil, err
+	}
 	// What is not in a listing that is not quite new can only be a backup that
-	// another controller has finished since. The mover finds it and keeps it; a
-	// source that has gone is a reason to look again here.
-	for _, age := range []time.Duration{refreshEvery, 0} {
-		found, parent, err := e.lookup(ctx, req.Repository, req.ID, req.Volume, age)
-		if err == nil {
-			return found, fits(found, req)
+	// another controller has finished since. The mover finds it and keeps it.
+	b, err := e.findOrBegin(ctx, req, refreshEvery)
+	if errors.Is(err, backend.ErrNotFound) {
+		// The source has gone, so no mover will.
+		b, err = e.findOrBegin(ctx, req, 0)
+	}
+	return b, err
+}
+
+// findOrBegin returns the backup if a listing of at most the given age has it.
+func (e *Engine) findOrBegin(ctx context.Context, req Request, age time.Duration) (*Backup, error) {
+	found, parent, err := e.lookup(ctx, req.Repository, req.ID, req.Volume, age)
+	if err == nil {
+		return found, fits(found, req)
+	}
+	if !errors.Is(err, errNoBackup) {
+		return nil, fmt.Errorf("backup %q: %w", req.Name, err)
+	}
+	return e.begin(ctx, req, parent)
+}
+
+// nowhereElse returns ErrConflict when another repository is known to have a
+// backup of that name.
+func (e *Engine) nowhereElse(req Request) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for repository, l := range e.listings {
+		if repository == req.Repository {
+			continue
 		}
-		if !errors.Is(err, errNoBackup) {
-			return nil, fmt.Errorf("backup %q: %w", req.Name, err)
-		}
-		b, err := e.begin(ctx, req, parent)
-		if !errors.Is(err, backend.ErrNotFound) || age == 0 {
-			return b, err
+		for _, b := range l.backups {
+			if b.ID == req.ID {
+				return fits(b, req)
+			}
 		}
 	}
-	panic("unreachable")
+	return nil
 }
 
 func fits(b *Backup, req Request) error {
@@ -223,8 +247,8 @@ func (e *Engine) advance(ctx context.Context, st *Status) (*Backup, error) {
 			return nil, fmt.Errorf("backup %q: %w: %s", b.Name, ErrFailed, st.Result.Error)
 		}
 		if wait := st.Ended.Add(backoff(st.Job.Attempt)).Sub(e.Now()); wait > 0 {
-			return nil, fmt.Errorf("backup %q: attempt %d: %s (next attempt in %s): %w",
-				b.Name, st.Job.Attempt, st.Result.Error, wait.Round(time.Second), backend.ErrUnavailable)
+			return nil, fmt.Errorf("backup %q: attempt %d: %s (next attempt at %s): %w", b.Name, st.Job.Attempt, st.Result.Error,
+				e.Now().Add(wait).UTC().Format(time.TimeOnly+"Z"), backend.ErrUnavailable)
 		}
 		return b, e.restart(ctx, st, false)
 	case Succeeded:
@@ -340,8 +364,13 @@ func (e *Engine) List(ctx context.Context) ([]*Backup, error) {
 	all := map[key]*Backup{}
 	for _, name := range names {
 		backups, err := e.list(ctx, name, listingAge)
+		if err != nil && ctx.Err() == nil {
+			// Whatever it is, it is not the request that is wrong; and a listing
+			// that lacks backups would be taken for their end.
+			return nil, fmt.Errorf("list backups: %w: %s", backend.ErrUnavailable, err)
+		}
 		if err != nil {
-			return nil, fmt.Errorf("list backups: %w", err)
+			return nil, err
 		}
 		for _, b := range backups {
 			all[key{name, b.ID}] = b
@@ -407,6 +436,7 @@ func (e *Engine) Delete(ctx context.Context, repository, id string) error {
 
 // forget removes the restic snapshots that bear the backup's tag, by their ids.
 func (e *Engine) forget(ctx context.Context, repo restic.Client, repository, id string) error {
+	asked := ctx
 	ctx, cancel := context.WithTimeout(ctx, repositoryTimeout)
 	defer cancel()
 	snapshots, err := repo.Snapshots(ctx, mover.TagBackup+id)
@@ -414,7 +444,7 @@ func (e *Engine) forget(ctx context.Context, repo restic.Client, repository, id 
 		return nil
 	}
 	if err != nil && !errors.Is(err, restic.ErrIncomplete) { // what cannot be read cannot be forgotten
-		return repositoryError(repository, err)
+		return repositoryError(asked, repository, err)
 	}
 	if len(snapshots) == 0 {
 		return nil
@@ -427,13 +457,13 @@ func (e *Engine) forget(ctx context.Context, repo restic.Client, repository, id 
 	if errors.Is(err, restic.ErrLocked) {
 		// A lock of a mover that is gone must not stay; a live one is waited for.
 		if err := repo.Unlock(ctx); err != nil {
-			return repositoryError(repository, err)
+			return repositoryError(asked, repository, err)
 		}
 		err = repo.Forget(ctx, lockWait, ids...)
 	}
 	e.forgetListing(repository)
 	if err != nil {
-		return repositoryError(repository, err)
+		return repositoryError(asked, repository, err)
 	}
 	klog.FromContext(ctx).Info("Backup deleted", "backup", id, "repository", repository, "resticSnapshots", ids)
 	return nil
@@ -721,6 +751,7 @@ func (e *Engine) list(ctx context.Context, repository string, age time.Duration)
 	if err != nil {
 		return nil, err
 	}
+	asked := ctx
 	ctx, cancel := context.WithTimeout(ctx, repositoryTimeout)
 	defer cancel()
 	at := e.Now()
@@ -733,7 +764,7 @@ func (e *Engine) list(ctx context.Context, repository string, age time.Duration)
 		// One damaged snapshot must not hide the backups of all volumes.
 		klog.FromContext(ctx).Error(err, "Repository holds snapshots that cannot be read", "repository", repository)
 	case err != nil && !errors.Is(err, restic.ErrNoRepository):
-		return nil, repositoryError(repository, err)
+		return nil, repositoryError(asked, repository, err)
 	}
 	backups := make([]*Backup, 0, len(snapshots))
 	for _, s := range snapshots {
@@ -833,12 +864,15 @@ func fromTags(repository string, s restic.Snapshot) *Backup {
 	return b
 }
 
-// repositoryError puts an error of restic into the terms of package backend.
-func repositoryError(repository string, err error) error {
+// repositoryError puts an error of restic into the terms of package backend. ctx
+// is the caller's: a time limit of our own is a repository that is not there.
+func repositoryError(ctx context.Context, repository string, err error) error {
 	kind := backend.ErrUnavailable
 	switch {
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+	case ctx.Err() != nil:
 		return fmt.Errorf("repository %q: %w", repository, err)
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("repository %q: %w: %s", repository, kind, err)
 	case errors.Is(err, restic.ErrWrongPassword):
 		kind = backend.ErrAuth
 	case errors.Is(err, restic.ErrConfig):

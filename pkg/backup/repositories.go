@@ -18,8 +18,9 @@ import (
 // named as restic's environment variables and hold their values.
 type Directory struct {
 	Path string
-	// Program is the restic program, CacheDir where it keeps its cache.
-	Program, CacheDir string
+	// Program is the restic program, CacheDir where it keeps its cache, and
+	// SeenDir where it is remembered which repositories were there.
+	Program, CacheDir, SeenDir string
 }
 
 // repositoryName keeps a handle with a repository in it within 128 bytes, and
@@ -70,7 +71,7 @@ func (d Directory) Open(ctx context.Context, name string) (restic.Client, error)
 	if err != nil {
 		return nil, err
 	}
-	repo, err := OpenFolder(folder, restic.Config{Program: d.Program, CacheDir: d.CacheDir})
+	repo, err := OpenFolder(folder, restic.Config{Program: d.Program, CacheDir: d.CacheDir, SeenDir: d.SeenDir})
 	if err != nil {
 		return nil, fmt.Errorf("repository %q: %w: %w", name, backend.ErrInvalid, err)
 	}

@@ -23,6 +23,9 @@ type Config struct {
 	Env map[string]string
 	// CacheDir is restic's cache; empty for none. Processes may share it.
 	CacheDir string
+	// SeenDir is where the repositories that were there are remembered, by their
+	// locations; empty for nowhere. Processes may share it.
+	SeenDir string
 	// ExtraFiles are inherited by every restic process, from descriptor 3 on:
 	// a flock on one is held for as long as any of them lives.
 	ExtraFiles []*os.File
@@ -34,6 +37,7 @@ type Repository struct {
 	environ []string
 	options []string // before every command
 	redact  *strings.Replacer
+	seen    seen
 	command func(ctx context.Context, name string, arg ...string) *exec.Cmd
 }
 
@@ -52,7 +56,7 @@ func Open(c Config) (*Repository, error) {
 	c.Program = program
 	r := &Repository{
 		config: c, environ: newEnviron(c), options: []string{"--json"},
-		redact: newRedactor(c.Env), command: exec.CommandContext,
+		redact: newRedactor(c.Env), seen: newSeen(c), command: exec.CommandContext,
 	}
 	if c.CacheDir == "" {
 		r.options = append(r.options, "--no-cache")

@@ -19,6 +19,7 @@ const PinnedVersion = "0.19.1"
 // holds the details.
 var (
 	ErrNoRepository  = errors.New("repository does not exist")        // exit code 10
+	ErrVanished      = errors.New("repository has vanished")          // exit code 10, of one that was there
 	ErrLocked        = errors.New("repository is locked")             // exit code 11
 	ErrWrongPassword = errors.New("wrong repository password")        // exit code 12
 	ErrIncomplete    = errors.New("some files could not be read")     // exit code 3

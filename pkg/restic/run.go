@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -18,6 +19,14 @@ import (
 // grace is how long restic may take to end after it was asked to: it finishes
 // an upload and removes its lock.
 const grace = 20 * time.Second
+
+// A listing that has complained insistence times is given up patience after the
+// first: its server is not there, and restic would go on for a quarter of an
+// hour.
+const (
+	patience   = 15 * time.Second
+	insistence = 3
+)
 
 // run runs one restic command in dir and gives each line of its standard output
 // to line. Every other way to start restic is wrong: this one passes exactly
@@ -28,14 +37,25 @@ const grace = 20 * time.Second
 // commands say there what went wrong and end with code 0.
 func (r *Repository) run(ctx context.Context, dir string, line func([]byte), args ...string) (*complaints, error) {
 	said := &complaints{}
-	cmd := r.command(ctx, r.config.Program, slices.Concat(r.options, args)...)
+	tried, giveUp := context.WithCancel(ctx)
+	defer giveUp()
+	cmd := r.command(tried, r.config.Program, slices.Concat(r.options, args)...)
 	cmd.Dir, cmd.Env, cmd.ExtraFiles = dir, r.environ, r.config.ExtraFiles
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = grace
+	var told atomic.Int32
 	stdout := &lineWriter{line: line}
 	stderr := &lineWriter{limit: 64 << 10, line: func(b []byte) {
-		if ctx.Err() == nil { // what follows is only about being interrupted
-			said.add(string(b), r.redact, dir)
+		if tried.Err() != nil { // what follows is only about being interrupted
+			return
+		}
+		said.add(string(b), r.redact, dir)
+		if n := told.Add(1); n == 1 && args[0] == "snapshots" {
+			time.AfterFunc(patience, func() {
+				if told.Load() >= insistence {
+					giveUp()
+				}
+			})
 		}
 	}}
 	cmd.Stdout, cmd.Stderr = stdout, stderr
@@ -56,13 +76,17 @@ func (r *Repository) run(ctx context.Context, dir string, line func([]byte), arg
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
-		return said, nil
+		return said, r.seen.mark()
 	case cmd.ProcessState == nil:
 		e := said.ended(args[0], 1, nil)
 		e.ExitCode, e.Message = -1, r.redact.Replace(err.Error())
 		return said, e
 	case ctx.Err() != nil:
 		return said, said.ended(args[0], -1, ctx.Err())
+	case tried.Err() != nil:
+		e := said.ended(args[0], -1, nil)
+		e.kind = ErrFailed
+		return said, e
 	case errors.As(err, &exit) && exit.ExitCode() < 0:
 		e := said.ended(args[0], -1, errors.New(exit.Error()))
 		if e.Hint == "" {
@@ -70,7 +94,11 @@ func (r *Repository) run(ctx context.Context, dir string, line func([]byte), arg
 		}
 		return said, e
 	case errors.As(err, &exit):
-		return said, said.ended(args[0], exit.ExitCode(), nil)
+		e := said.ended(args[0], exit.ExitCode(), nil)
+		if e.kind == ErrNoRepository {
+			r.seen.before(e)
+		}
+		return said, e
 	}
 	// Restic ended well, but its output was cut off.
 	return said, said.ended(args[0], 1, err)

@@ -773,3 +773,25 @@ func TestLostCount(t *testing.T) {
 		return lost && usage.UsedBytes > 2*mib
 	})
 }
+
+// TestDeleteMounted: a share does not go from under a mount.
+func TestDeleteMounted(t *testing.T) {
+	s := newStorage(t, MinImageSize)
+	b := s.open()
+	share, other := s.share(b, "data", 4*mib), s.share(b, "other", 4*mib)
+	inside := filepath.Join(b.location(shares, share.ID), "directory")
+	s.ok(os.Mkdir(inside, 0o755))
+	for _, source := range []string{b.location(shares, share.ID), inside} {
+		target := filepath.Join(t.TempDir(), "a b") // mountinfo escapes it
+		s.ok(os.Mkdir(target, 0o755))
+		s.ok(unix.Mount(source, target, "", unix.MS_BIND, ""))
+		t.Cleanup(func() { _ = unix.Unmount(target, unix.MNT_DETACH) })
+		err := b.DeleteShare(t.Context(), share.ID)
+		if !errors.Is(err, backend.ErrInUse) || !strings.Contains(err.Error(), target) {
+			t.Errorf("delete of what is mounted at %s: %v", target, err)
+		}
+		s.ok(unix.Unmount(target, 0))
+	}
+	s.ok(b.DeleteShare(t.Context(), other.ID))
+	s.ok(b.DeleteShare(t.Context(), share.ID))
+}

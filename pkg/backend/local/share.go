@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"strings"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
 )
@@ -187,12 +188,18 @@ func (b *Backend) ExpandShare(ctx context.Context, id string, size int64) (_ *ba
 	return b.share(id, m), nil
 }
 
-// DeleteShare implements backend.Backend. It does not know whether the share is
-// mounted: a mount that outlives the share is an empty directory that cannot be
-// written.
+// DeleteShare implements backend.Backend. A share that is mounted on this node is
+// backend.ErrInUse: its files would vanish under whoever has them open.
 func (b *Backend) DeleteShare(ctx context.Context, id string) (err error) {
 	defer wrap(&err, "delete share %q", id)
 	return b.delete(ctx, shares, id, func() error {
+		places, err := b.places(id)
+		if err != nil {
+			return err
+		}
+		if len(places) > 0 {
+			return fmt.Errorf("%w: it is mounted at %s; unmount it first", backend.ErrInUse, strings.Join(places, ", "))
+		}
 		holders, err := b.holders(ctx, backend.Target{ShareID: id})
 		for _, consumer := range holders {
 			err = errors.Join(err, b.forget(exports, consumer))

@@ -32,10 +32,11 @@ type Args struct {
 	Repository string // the folder of its repository
 	Restic     string // the restic program
 	Cache      string // restic's cache
+	Seen       string // where it is remembered which repositories were there
 }
 
 func (a Args) flags() []string {
-	return []string{"--record", a.Record, "--repository", a.Repository, "--restic", a.Restic, "--cache", a.Cache}
+	return []string{"--record", a.Record, "--repository", a.Repository, "--restic", a.Restic, "--cache", a.Cache, "--seen", a.Seen}
 }
 
 // Move is the body of a mover process: it mounts the job's source where nobody
@@ -61,7 +62,7 @@ func Move(ctx context.Context, a Args, now func() time.Time) error {
 func move(ctx context.Context, a Args, job backup.Job, lock *os.File, now func() time.Time) mover.Result {
 	task := job.Task
 	repo, err := backup.OpenFolder(a.Repository, restic.Config{
-		Program: a.Restic, CacheDir: a.Cache, ExtraFiles: []*os.File{lock}})
+		Program: a.Restic, CacheDir: a.Cache, SeenDir: a.Seen, ExtraFiles: []*os.File{lock}})
 	if err != nil {
 		return mover.Result{Error: err.Error(), Reason: mover.ReasonConfig}
 	}

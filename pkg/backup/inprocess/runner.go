@@ -138,7 +138,7 @@ func (r *Runner) spawn(ctx context.Context, id, folder string, lock *os.File) er
 	defer null.Close()
 	args := append(r.Command[1:len(r.Command):len(r.Command)], Args{
 		Record: r.path(id), Repository: folder, Restic: r.Repositories.Program,
-		Cache: r.Repositories.CacheDir,
+		Cache: r.Repositories.CacheDir, Seen: r.Repositories.SeenDir,
 	}.flags()...)
 	cmd := exec.Command(r.Command[0], args...) // not CommandContext: it outlives the request
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = null, null, os.Stderr
