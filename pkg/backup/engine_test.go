@@ -74,13 +74,18 @@ type fakeRepository struct {
 	err       error
 }
 
-func (f *fakeRepository) Names(context.Context) ([]string, error) { return []string{"offsite"}, nil }
+func (f *fakeRepository) Names(context.Context) ([]string, error) {
+	return []string{"empty", "offsite"}, nil
+}
 
 func (f *fakeRepository) Open(_ context.Context, name string) (restic.Client, error) {
-	if name != "offsite" {
-		return nil, fmt.Errorf("repository %q: %w", name, backend.ErrNotFound)
+	switch name {
+	case "empty":
+		return &fakeRepository{}, nil
+	case "offsite":
+		return f, nil
 	}
-	return f, nil
+	return nil, fmt.Errorf("repository %q: %w", name, backend.ErrNotFound)
 }
 
 func (f *fakeRepository) Snapshots(_ context.Context, tags ...string) ([]restic.Snapshot, error) {
@@ -269,10 +274,15 @@ func TestPassingFailureIsTriedAgain(t *testing.T) {
 	}
 	for attempt := 1; attempt <= 3; attempt++ {
 		b.end("one", mover.Result{Error: "the network is down", Reason: mover.ReasonRepository})
-		if _, err := b.Backup(t.Context(), b.request("one")); !errors.Is(err, backend.ErrUnavailable) || !strings.Contains(err.Error(), "network") {
-			t.Errorf("too early: %v", err)
+		_, early := b.Backup(t.Context(), b.request("one"))
+		if !errors.Is(early, backend.ErrUnavailable) || !strings.Contains(early.Error(), "network") {
+			t.Errorf("too early: %v", early)
 		}
-		b.now = b.now.Add(backoff(attempt))
+		b.now = b.now.Add(time.Second)
+		if again := b.look(t.Context(), "one"); again == nil || again.Error() != early.Error() {
+			t.Errorf("%v, and then %v: it is logged anew each time that it says something else", early, again)
+		}
+		b.now = b.now.Add(backoff(attempt) - time.Second)
 		if _, err := b.Backup(t.Context(), b.request("one")); err != nil || b.runner.starts != attempt+1 {
 			t.Errorf("after a while: %v, %d movers", err, b.runner.starts)
 		}
@@ -287,6 +297,33 @@ func TestPassingFailureIsTriedAgain(t *testing.T) {
 
 // A repository that cannot be asked keeps the record, which outranks what an
 // incomplete backup may have left there.
+// TestOneNameInTwoRepositories: the name of a backup is its identity, wherever
+// it is.
+func TestOneNameInTwoRepositories(t *testing.T) {
+	b := newBench(t)
+	if _, err := b.Backup(t.Context(), b.request("one")); err != nil {
+		t.Fatal(err)
+	}
+	b.end("one", mover.Result{Snapshot: strings.Repeat("a", 64), Backup: &restic.BackupSummary{}})
+	if _, err := b.Find(t.Context(), "offsite", "one"); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.look(t.Context(), "one"); err != nil { // its record goes
+		t.Fatal(err)
+	}
+	if _, err := b.List(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	req := b.request("one")
+	req.Repository = "empty"
+	if _, err := b.Backup(t.Context(), req); !errors.Is(err, backend.ErrConflict) || !strings.Contains(err.Error(), "offsite") {
+		t.Errorf("the same name in another repository: %v", err)
+	}
+	if len(b.runner.jobs) != 0 {
+		t.Error("a mover was started all the same")
+	}
+}
+
 func TestDeleteKeepsTheRecordUntilTheEnd(t *testing.T) {
 	b := newBench(t)
 	if _, err := b.Backup(t.Context(), b.request("one")); err != nil {
