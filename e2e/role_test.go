@@ -80,7 +80,7 @@ func controller() error {
 	defer opened.Close()
 	state := filepath.Join(dir, "backend", "state")
 	repositories := backup.Directory{Path: filepath.Join(dir, "repositories"), Program: os.Getenv("ABACA_E2E_RESTIC"), CacheDir: filepath.Join(state, "cache"), SeenDir: filepath.Join(state, "repositories")}
-	for _, d := range []string{repositories.CacheDir, repositories.SeenDir, filepath.Join(state, "movers")} {
+	for _, d := range []string{repositories.CacheDir, repositories.SeenDir, filepath.Join(state, "movers"), filepath.Join(state, "staged")} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return err
 		}
@@ -88,7 +88,7 @@ func controller() error {
 	backends := map[string]backend.Backend{"local": mortalBackend{opened, point}}
 	d := &csi.Driver{
 		Version: "test", Controller: true, Node: true, NodeID: nodeID, Backends: backends, DefaultBackend: "local",
-		Mounts: mount.New(), Now: time.Now,
+		Mounts: mount.New(), StagedDir: filepath.Join(state, "staged"), Now: time.Now,
 		Backups: &backup.Engine{
 			Backends: backends, Repositories: mortalRepositories{repositories, point}, Now: time.Now, Tick: 100 * time.Millisecond,
 			Runner: mortalRunner{&inprocess.Runner{Dir: filepath.Join(state, "movers"), Repositories: repositories, Now: time.Now,

@@ -54,10 +54,10 @@ func newServeCommand(name, short string, controller, node bool) *cobra.Command {
 	f.StringVar(&o.config, "config", "", "the file with the backends (required)")
 	f.StringVar(&o.nodeID, "node-id", "", "the name of this node")
 	f.StringVar(&o.zone, "zone", "", "the zone that this node is in, for backends that have zones; empty for none")
+	f.StringVar(&o.stateDir, "state-dir", "", "where the records of staged volumes and of movers are kept (default: state below the path of the first local backend)")
 	must(cmd, "endpoint", "config", "node-id")
 	if controller {
 		f.StringVar(&o.repositories, "repositories", "", "the directory with one folder for each restic repository; empty for no backups")
-		f.StringVar(&o.stateDir, "state-dir", "", "where the records of movers are kept (default: state below the path of the first local backend)")
 		f.StringVar(&o.restic, "restic", defaultRestic(), "the restic program")
 		f.BoolVar(&o.anyRestic, "any-restic-version", false, "use the restic program even if it is not version "+restic.PinnedVersion)
 	}
@@ -92,6 +92,9 @@ func (o serveOptions) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if o.stateDir == "" {
+		o.stateDir = filepath.Join(c.Backends[0].Local.Path, "state")
+	}
 	driver := &csi.Driver{
 		Version: version, Controller: o.controller, Node: o.node, NodeID: o.nodeID, Zone: o.zone,
 		Backends: map[string]backend.Backend{}, DefaultBackend: c.Backends[0].Name,
@@ -105,8 +108,11 @@ func (o serveOptions) run(ctx context.Context) error {
 		defer opened.Close()
 		driver.Backends[b.Name] = opened
 	}
+	if driver.StagedDir, err = o.state("staged"); err != nil {
+		return err
+	}
 	if o.repositories != "" {
-		if driver.Backups, err = o.engine(ctx, c, driver.Backends); err != nil {
+		if driver.Backups, err = o.engine(ctx, driver.Backends); err != nil {
 			return err
 		}
 	}
@@ -141,7 +147,7 @@ func (o serveOptions) run(ctx context.Context) error {
 
 // engine sets the backups up: repositories from a directory, movers as child
 // processes of this program.
-func (o serveOptions) engine(ctx context.Context, c *config, backends map[string]backend.Backend) (*backup.Engine, error) {
+func (o serveOptions) engine(ctx context.Context, backends map[string]backend.Backend) (*backup.Engine, error) {
 	program, err := exec.LookPath(o.restic)
 	if err != nil {
 		return nil, fmt.Errorf("the restic program: %w; `make build` makes the right one, the flag --restic names another", err)
@@ -157,26 +163,32 @@ func (o serveOptions) engine(ctx context.Context, c *config, backends map[string
 	if info, err := os.Stat(o.repositories); err != nil || !info.IsDir() {
 		return nil, fmt.Errorf("--repositories %s is not a directory", o.repositories)
 	}
-	state := o.stateDir
-	if state == "" {
-		state = filepath.Join(c.Backends[0].Local.Path, "state")
-	}
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	repositories := backup.Directory{Path: o.repositories, Program: program,
-		CacheDir: filepath.Join(state, "cache"), SeenDir: filepath.Join(state, "repositories")}
-	for _, dir := range []string{repositories.CacheDir, repositories.SeenDir, filepath.Join(state, "movers")} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, err
-		}
+	repositories := backup.Directory{Path: o.repositories, Program: program}
+	if repositories.CacheDir, err = o.state("cache"); err != nil {
+		return nil, err
+	}
+	if repositories.SeenDir, err = o.state("repositories"); err != nil {
+		return nil, err
+	}
+	movers, err := o.state("movers")
+	if err != nil {
+		return nil, err
 	}
 	return &backup.Engine{
 		Backends: backends, Repositories: repositories, Now: time.Now, Tick: time.Second,
-		Runner: &inprocess.Runner{Dir: filepath.Join(state, "movers"), Repositories: repositories, Now: time.Now,
+		Runner: &inprocess.Runner{Dir: movers, Repositories: repositories, Now: time.Now,
 			Command: []string{self, "mover"}},
 	}, nil
+}
+
+// state makes a directory for one kind of records.
+func (o serveOptions) state(name string) (string, error) {
+	dir := filepath.Join(o.stateDir, name)
+	return dir, os.MkdirAll(dir, 0o700)
 }
 
 // listen opens a unix socket, in the place of one that nobody serves any more.

@@ -50,8 +50,11 @@ type Driver struct {
 	// Backups may be nil: then no repository is configured.
 	Backups *backup.Engine
 	Mounts  mount.Interface
-	Metrics metrics.CSIMetricsManager
-	Now     func() time.Time
+	// StagedDir is where the Node service keeps what it needs to know of the
+	// volumes that are staged.
+	StagedDir string
+	Metrics   metrics.CSIMetricsManager
+	Now       func() time.Time
 
 	busy busy.Set
 }

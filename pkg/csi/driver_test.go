@@ -68,8 +68,10 @@ func newFixture(t *testing.T) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Mkdir(filepath.Join(dir, "store"), 0o700); err != nil {
-		t.Fatal(err)
+	for _, d := range []string{"store", "staged"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o700); err != nil {
+			t.Fatal(err)
+		}
 	}
 	store := memory.NewStore(filepath.Join(dir, "store"))
 	store.Node = "here"
@@ -77,7 +79,7 @@ func newFixture(t *testing.T) *fixture {
 	f.driver = &Driver{
 		Version: "test", Controller: true, Node: true, NodeID: "here",
 		Backends: map[string]backend.Backend{"mem": f.backend}, DefaultBackend: "mem",
-		Mounts: mount.New(), Metrics: metrics.NewCSIMetricsManagerForPlugin(DriverName), Now: time.Now,
+		Mounts: mount.New(), StagedDir: filepath.Join(dir, "staged"), Metrics: metrics.NewCSIMetricsManagerForPlugin(DriverName), Now: time.Now,
 	}
 	socket := filepath.Join(dir, "csi.sock")
 	listener, err := net.Listen("unix", socket)
@@ -630,7 +632,7 @@ func FuzzRequests(f *testing.F) {
 		}
 		store := memory.NewStore("")
 		d := &Driver{Controller: true, Node: true, NodeID: "here", Backends: map[string]backend.Backend{"mem": store.Open()},
-			DefaultBackend: "mem", Mounts: noMounts{}, Now: time.Now}
+			DefaultBackend: "mem", Mounts: noMounts{}, StagedDir: t.TempDir(), Now: time.Now}
 		dispatch(d, req) // a panic fails
 		lockKeys(req)
 	})

@@ -9,14 +9,13 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
-	"github.com/abaca-csi/abaca/pkg/backup"
 	"github.com/abaca-csi/abaca/pkg/mount"
+	"github.com/abaca-csi/abaca/pkg/record"
 )
 
 // use is how a request wants a volume on the node.
 type use struct {
 	volume   Volume
-	source   mount.Source
 	readOnly bool
 	flags    []string
 	mode     csi.VolumeCapability_AccessMode_Mode
@@ -25,8 +24,11 @@ type use struct {
 // readUse checks what the requests to stage and to publish have in common. What
 // can be read only is mounted read-only, whatever the request says: the flag of
 // the request can only take away (kubernetes #70505).
-func (d *Driver) readUse(ctx context.Context, id string, vc *csi.VolumeCapability, readOnly bool) (use, error) {
-	v, b, err := d.volume(id)
+func readUse(id string, vc *csi.VolumeCapability, readOnly bool) (use, error) {
+	if id == "" {
+		return use{}, errNoVolumeID
+	}
+	v, err := ParseVolume(id)
 	if err != nil {
 		return use{}, err
 	}
@@ -39,36 +41,8 @@ func (d *Driver) readUse(ctx context.Context, id string, vc *csi.VolumeCapabilit
 	if v.Referring() && !reads(vc) {
 		return use{}, fmt.Errorf("%s refers to a snapshot and can only be read; ask for an access mode that only reads: %w", v, backend.ErrUnsupported)
 	}
-	export, err := exported(ctx, b, v)
-	if err != nil {
-		return use{}, err
-	}
-	if export.Node != "" && export.Node != d.NodeID {
-		return use{}, fmt.Errorf("%s can be used on node %q only, and this is %q: %w", v, export.Node, d.NodeID, backend.ErrUnsupported)
-	}
-	return use{volume: v, source: backup.Source(export), readOnly: readOnly || v.Referring() || reads(vc),
+	return use{volume: v, readOnly: readOnly || v.Referring() || reads(vc),
 		flags: vc.GetMount().GetMountFlags(), mode: vc.GetAccessMode().GetMode()}, nil
-}
-
-// exported asks the backend for the volume's export as it is now. Nothing that
-// a volume context could say is believed: whoever can write one could name
-// another's share.
-func exported(ctx context.Context, b backend.Backend, v Volume) (*backend.Export, error) {
-	if v.Referring() {
-		export, err := b.ExportOf(ctx, v.Consumer)
-		if err != nil {
-			return nil, fmt.Errorf("volume %s: %w", v, err)
-		}
-		if export.Target != v.Target() {
-			return nil, fmt.Errorf("volume %s: %w", v, backend.ErrNotFound)
-		}
-		return export, nil
-	}
-	share, err := userShare(ctx, b, v)
-	if err != nil {
-		return nil, err
-	}
-	return b.Export(ctx, v.Target(), consumerPrefix+digest(share.Name))
 }
 
 var errNoCapability = fmt.Errorf("the volume capability is missing: %w", backend.ErrInvalid)
@@ -83,7 +57,8 @@ func checkPath(what, path string) error {
 	return nil
 }
 
-// NodeStageVolume mounts the volume once for the node.
+// NodeStageVolume mounts the volume once for the node. What is mounted already
+// stays mounted from where it is.
 func (d *Driver) NodeStageVolume(ctx context.Context, req *csi.NodeStageVolumeRequest) (*csi.NodeStageVolumeResponse, error) {
 	if req.GetVolumeId() == "" {
 		return nil, errNoVolumeID
@@ -91,11 +66,22 @@ func (d *Driver) NodeStageVolume(ctx context.Context, req *csi.NodeStageVolumeRe
 	if err := checkPath("staging target", req.GetStagingTargetPath()); err != nil {
 		return nil, err
 	}
-	u, err := d.readUse(ctx, req.GetVolumeId(), req.GetVolumeCapability(), false)
+	u, err := readUse(req.GetVolumeId(), req.GetVolumeCapability(), false)
 	if err != nil {
 		return nil, err
 	}
-	if err := d.Mounts.Mount(ctx, u.source, req.GetStagingTargetPath(), u.readOnly, u.flags); err != nil {
+	path := req.GetStagingTargetPath()
+	st, err := d.stagedAt(req.GetVolumeId(), path)
+	if err != nil || d.Mounts.Prove(ctx, path, st.Source, false) != nil {
+		st = staged{Volume: req.GetVolumeId(), Path: path}
+		if st.Source, err = d.source(ctx, u.volume, req.GetPublishContext()); err != nil {
+			return nil, err
+		}
+		if err := record.Write(d.stagedFile(st.Volume, path), st, true); err != nil {
+			return nil, fmt.Errorf("record that volume %s is staged: %w", u.volume, err)
+		}
+	}
+	if err := d.Mounts.Mount(ctx, st.Source, path, u.readOnly, u.flags); err != nil {
 		return nil, fmt.Errorf("stage volume %s: %w", u.volume, err)
 	}
 	return &csi.NodeStageVolumeResponse{}, nil
@@ -103,7 +89,10 @@ func (d *Driver) NodeStageVolume(ctx context.Context, req *csi.NodeStageVolumeRe
 
 // NodeUnstageVolume takes the node's mount off.
 func (d *Driver) NodeUnstageVolume(ctx context.Context, req *csi.NodeUnstageVolumeRequest) (*csi.NodeUnstageVolumeResponse, error) {
-	return &csi.NodeUnstageVolumeResponse{}, d.unmount(ctx, req.GetVolumeId(), "staging target", req.GetStagingTargetPath())
+	if err := d.unmount(ctx, req.GetVolumeId(), "staging target", req.GetStagingTargetPath()); err != nil {
+		return nil, err
+	}
+	return &csi.NodeUnstageVolumeResponse{}, d.dropStaged(req.GetVolumeId(), req.GetStagingTargetPath())
 }
 
 func (d *Driver) unmount(ctx context.Context, id, what, path string) error {
@@ -131,13 +120,17 @@ func (d *Driver) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolu
 	if staging == "" {
 		return nil, fmt.Errorf("the staging target path is missing: %w", mount.ErrNotMounted)
 	}
-	u, err := d.readUse(ctx, req.GetVolumeId(), req.GetVolumeCapability(), req.GetReadonly())
+	u, err := readUse(req.GetVolumeId(), req.GetVolumeCapability(), req.GetReadonly())
+	if err != nil {
+		return nil, err
+	}
+	st, err := d.stagedAt(req.GetVolumeId(), staging)
 	if err != nil {
 		return nil, err
 	}
 	// The right volume must be staged there, and be as safe as this one.
 	stagedReadOnly := u.volume.Referring() || reads(req.GetVolumeCapability())
-	err = d.Mounts.Prove(ctx, staging, u.source, stagedReadOnly)
+	err = d.Mounts.Prove(ctx, staging, st.Source, stagedReadOnly)
 	if errors.Is(err, mount.ErrOther) || errors.Is(err, mount.ErrWritable) {
 		return nil, fmt.Errorf("volume %s is not staged at %s: %w: %s", u.volume, staging, mount.ErrNotMounted, err)
 	}
@@ -180,25 +173,26 @@ func (d *Driver) NodeGetVolumeStats(ctx context.Context, req *csi.NodeGetVolumeS
 	if req.GetVolumeId() != "" && req.GetVolumePath() == "" {
 		return nil, fmt.Errorf("the volume path is missing: %w", backend.ErrInvalid)
 	}
-	v, b, err := d.volume(req.GetVolumeId())
+	if req.GetVolumeId() == "" {
+		return nil, errNoVolumeID
+	}
+	v, err := ParseVolume(req.GetVolumeId())
 	if err != nil {
 		return nil, err
 	}
-	if !filepath.IsAbs(req.GetVolumePath()) {
-		return nil, fmt.Errorf("volume %s is not at %q: %w", v, req.GetVolumePath(), backend.ErrNotFound)
-	}
-	st, err := d.describe(ctx, b, v)
-	if err != nil {
-		return nil, err
-	}
-	export, err := exported(ctx, b, v)
+	sources, err := d.stagedSources(req.GetVolumeId())
 	if err != nil {
 		return nil, err
 	}
 	// The numbers of another volume that is mounted there would be believed.
-	err = d.Mounts.Prove(ctx, req.GetVolumePath(), backup.Source(export), false)
+	err = mount.ErrNotMounted
+	for _, source := range sources {
+		if filepath.IsAbs(req.GetVolumePath()) && err != nil {
+			err = d.Mounts.Prove(ctx, req.GetVolumePath(), source, false)
+		}
+	}
 	if errors.Is(err, mount.ErrNotMounted) || errors.Is(err, mount.ErrOther) {
-		return nil, fmt.Errorf("volume %s is not at %s: %w", v, req.GetVolumePath(), backend.ErrNotFound)
+		return nil, fmt.Errorf("volume %s is not at %q: %w", v, req.GetVolumePath(), backend.ErrNotFound)
 	}
 	if err != nil {
 		return nil, err
@@ -208,7 +202,11 @@ func (d *Driver) NodeGetVolumeStats(ctx context.Context, req *csi.NodeGetVolumeS
 		return nil, err
 	}
 	bytes := &csi.VolumeUsage{Unit: csi.VolumeUsage_BYTES, Total: stats.TotalBytes, Used: stats.UsedBytes, Available: stats.AvailableBytes}
-	if reporter, ok := b.(backend.UsageReporter); ok {
+	if reporter, ok := d.Backends[v.Backend].(backend.UsageReporter); ok {
+		st, err := d.look(ctx, req.GetVolumeId())
+		if err != nil {
+			return nil, err
+		}
 		usage, err := reporter.Usage(ctx, v.Target())
 		if err != nil {
 			return nil, err
@@ -231,11 +229,21 @@ func (d *Driver) NodeGetVolumeStats(ctx context.Context, req *csi.NodeGetVolumeS
 
 // NodeGetVolumeHealth says whether a volume's mounts on this node answer.
 func (d *Driver) NodeGetVolumeHealth(ctx context.Context, req *csi.NodeGetVolumeHealthRequest) (*csi.NodeGetVolumeHealthResponse, error) {
-	st, err := d.look(ctx, req.GetVolumeId())
+	if req.GetVolumeId() == "" {
+		return nil, errNoVolumeID
+	}
+	v, err := ParseVolume(req.GetVolumeId())
 	if err != nil {
 		return nil, err
 	}
-	health := st.health()
+	health := &csi.VolumeHealth{VolumeId: req.GetVolumeId()}
+	if d.Backends[v.Backend] != nil { // the storage system's opinion counts first
+		st, err := d.look(ctx, req.GetVolumeId())
+		if err != nil {
+			return nil, err
+		}
+		health = st.health()
+	}
 	for _, path := range []string{req.GetStagingTargetPath(), req.GetVolumePublishPath()} {
 		if path == "" || len(health.HealthStatuses) > 0 {
 			continue

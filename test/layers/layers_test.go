@@ -30,6 +30,7 @@ var ours = map[string][]string{
 	// Small tools that know nothing of shares.
 	"pkg/busy":    {},
 	"pkg/nearest": {},
+	"pkg/record":  {},
 
 	"pkg/backend":             {},
 	"pkg/backend/backendtest": {"pkg/backend"},
@@ -41,8 +42,8 @@ var ours = map[string][]string{
 
 	"pkg/mover":            {"pkg/mount", "pkg/nearest", "pkg/restic"},
 	"pkg/backup":           {"pkg/backend", "pkg/busy", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/restic"},
-	"pkg/backup/inprocess": {"pkg/backend", "pkg/backup", "pkg/busy", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/restic"},
-	"pkg/csi":              {"pkg/backend", "pkg/backup", "pkg/busy", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/restic"},
+	"pkg/backup/inprocess": {"pkg/backend", "pkg/backup", "pkg/busy", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/record", "pkg/restic"},
+	"pkg/csi":              {"pkg/backend", "pkg/backup", "pkg/busy", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/record", "pkg/restic"},
 }
 
 // theirs says which packages of others a layer must be free of, itself and

@@ -16,6 +16,7 @@ import (
 	"github.com/abaca-csi/abaca/pkg/backup"
 	"github.com/abaca-csi/abaca/pkg/mount"
 	"github.com/abaca-csi/abaca/pkg/mover"
+	"github.com/abaca-csi/abaca/pkg/record"
 	"github.com/abaca-csi/abaca/pkg/restic"
 )
 
@@ -48,15 +49,15 @@ func Move(ctx context.Context, a Args, now func() time.Time) error {
 		return errors.New("a mover is started by its runner, which hands it the lock of its record")
 	}
 	var rec recorded
-	if err := readFile(filepath.Join(a.Record, "job.json"), &rec); err != nil {
+	if err := record.Read(filepath.Join(a.Record, "job.json"), &rec); err != nil {
 		return err
 	}
-	if err := writeFile(filepath.Join(a.Record, "mover.json"), process{PID: os.Getpid(), Started: startTime(os.Getpid())}, false); err != nil {
+	if err := record.Write(filepath.Join(a.Record, "mover.json"), process{PID: os.Getpid(), Started: startTime(os.Getpid())}, false); err != nil {
 		return err
 	}
 	result := move(ctx, a, rec.Job, lock, now)
 	defer runtime.KeepAlive(lock) // a finalizer would free it
-	return writeFile(filepath.Join(a.Record, "result.json"), outcome{Result: result, Ended: now()}, true)
+	return record.Write(filepath.Join(a.Record, "result.json"), outcome{Result: result, Ended: now()}, true)
 }
 
 func move(ctx context.Context, a Args, job backup.Job, lock *os.File, now func() time.Time) mover.Result {
@@ -120,7 +121,7 @@ func reporter(path string, clock func() time.Time) func(restic.Progress) {
 		}
 		last = now
 		// Only shown: a progress that cannot be written must not end the backup.
-		_ = writeFile(path, p, false)
+		_ = record.Write(path, p, false)
 	}
 }
 

@@ -17,7 +17,6 @@ package inprocess
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -35,6 +34,7 @@ import (
 	"github.com/abaca-csi/abaca/pkg/backend"
 	"github.com/abaca-csi/abaca/pkg/backup"
 	"github.com/abaca-csi/abaca/pkg/mover"
+	"github.com/abaca-csi/abaca/pkg/record"
 )
 
 const (
@@ -110,7 +110,7 @@ func (r *Runner) Start(ctx context.Context, job backup.Job, may func(context.Con
 	if err := os.Remove(r.path(id, "result.json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("record of mover %s: %w", id, err)
 	}
-	if err := writeFile(r.path(id, "job.json"), recorded{Job: job, Started: r.Now()}, true); err != nil {
+	if err := record.Write(r.path(id, "job.json"), recorded{Job: job, Started: r.Now()}, true); err != nil {
 		return fmt.Errorf("record of mover %s: %w", id, err)
 	}
 	return r.spawn(ctx, id, folder, lock)
@@ -167,13 +167,13 @@ func (r *Runner) Status(_ context.Context, id string) (*backup.Status, error) {
 	}
 	for {
 		var rec recorded
-		if err := readFile(r.path(id, "job.json"), &rec); errors.Is(err, fs.ErrNotExist) {
+		if err := record.Read(r.path(id, "job.json"), &rec); errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("mover %s: %w", id, backend.ErrNotFound)
 		} else if err != nil {
 			return nil, fmt.Errorf("record of mover %s: %w", id, err)
 		}
 		st := &backup.Status{Job: rec.Job, Started: rec.Started, Phase: backup.Interrupted}
-		_ = readFile(r.path(id, "progress.json"), &st.Progress) // there is none at first
+		_ = record.Read(r.path(id, "progress.json"), &st.Progress) // there is none at first
 		held, err := r.held(id)
 		if err != nil {
 			return nil, err
@@ -197,7 +197,7 @@ func (r *Runner) Status(_ context.Context, id string) (*backup.Status, error) {
 		// No lock and no result: interrupted, unless a mover has been started or
 		// has ended between the two looks.
 		var again recorded
-		if err := readFile(r.path(id, "job.json"), &again); err != nil || !again.Started.Equal(rec.Started) {
+		if err := record.Read(r.path(id, "job.json"), &again); err != nil || !again.Started.Equal(rec.Started) {
 			continue
 		}
 		if held, err := r.held(id); err != nil {
@@ -214,7 +214,7 @@ func (r *Runner) Status(_ context.Context, id string) (*backup.Status, error) {
 
 func (r *Runner) result(id string) (outcome, error) {
 	var o outcome
-	err := readFile(r.path(id, "result.json"), &o)
+	err := record.Read(r.path(id, "result.json"), &o)
 	return o, err
 }
 
@@ -256,7 +256,7 @@ func (r *Runner) Stop(ctx context.Context, id string) error {
 	}
 	defer lock.Close()
 	deleted := outcome{Result: mover.Result{Error: "it is being deleted", Reason: mover.ReasonDeleted}, Ended: r.Now()}
-	if err := writeFile(r.path(id, "result.json"), deleted, true); err != nil {
+	if err := record.Write(r.path(id, "result.json"), deleted, true); err != nil {
 		return fmt.Errorf("record of mover %s: %w", id, err)
 	}
 	return nil
@@ -287,7 +287,7 @@ func (r *Runner) drop(id string) error {
 	if err := os.RemoveAll(trash); err != nil {
 		return fmt.Errorf("remove record of mover %s: %w", id, err)
 	}
-	return syncDir(r.Dir)
+	return record.SyncDir(r.Dir)
 }
 
 // stop ends the mover and returns its lock; nil when there is no record.
@@ -308,7 +308,7 @@ func (r *Runner) stop(ctx context.Context, id string) (*os.File, error) {
 		// The lock is held, so a mover or its restic lives; the process is only
 		// touched when it is the one that was started.
 		var p process
-		if err := readFile(r.path(id, "mover.json"), &p); err == nil && p.Started != "" && startTime(p.PID) == p.Started {
+		if err := record.Read(r.path(id, "mover.json"), &p); err == nil && p.Started != "" && startTime(p.PID) == p.Started {
 			switch late := r.Now().After(deadline); {
 			case late && killed != p.PID:
 				killed = p.PID
@@ -386,56 +386,6 @@ func startTime(pid int) string {
 		return ""
 	}
 	return fields[19]
-}
-
-func readFile(path string, into any) error {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	if err := json.Unmarshal(b, into); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	return nil
-}
-
-// writeFile replaces a file in one step, which survives a crash of the process;
-// if lasting, of the machine too.
-func writeFile(path string, v any, lasting bool) error {
-	b, err := json.MarshalIndent(v, "", "  ")
-	if err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	defer f.Close()
-	if _, err := f.Write(b); err != nil {
-		return err
-	}
-	if lasting {
-		if err := f.Sync(); err != nil {
-			return err
-		}
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	if lasting {
-		return syncDir(filepath.Dir(path))
-	}
-	return nil
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }
 
 var _ backup.Runner = (*Runner)(nil)

@@ -15,6 +15,7 @@ import (
 	"github.com/abaca-csi/abaca/pkg/backend"
 	"github.com/abaca-csi/abaca/pkg/backup"
 	"github.com/abaca-csi/abaca/pkg/mover"
+	"github.com/abaca-csi/abaca/pkg/record"
 )
 
 // actVariable makes this test program a mover that acts instead of moving.
@@ -29,22 +30,22 @@ func TestMain(m *testing.M) {
 
 // play does what a mover does with its record, and nothing else.
 func play(act string) int {
-	record := ""
+	dir := ""
 	for i, a := range os.Args {
 		if a == "--record" {
-			record = os.Args[i+1]
+			dir = os.Args[i+1]
 		}
 	}
-	if err := writeFile(filepath.Join(record, "mover.json"), process{PID: os.Getpid(), Started: startTime(os.Getpid())}, false); err != nil {
+	if err := record.Write(filepath.Join(dir, "mover.json"), process{PID: os.Getpid(), Started: startTime(os.Getpid())}, false); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	switch act {
 	case "succeed":
 		time.Sleep(50 * time.Millisecond)
-		_ = writeFile(filepath.Join(record, "result.json"), outcome{Result: mover.Result{Snapshot: "s"}, Ended: time.Now()}, true)
+		_ = record.Write(filepath.Join(dir, "result.json"), outcome{Result: mover.Result{Snapshot: "s"}, Ended: time.Now()}, true)
 	case "fail":
-		_ = writeFile(filepath.Join(record, "result.json"), outcome{Result: mover.Result{Error: "e", Reason: mover.ReasonEmpty}, Ended: time.Now()}, true)
+		_ = record.Write(filepath.Join(dir, "result.json"), outcome{Result: mover.Result{Error: "e", Reason: mover.ReasonEmpty}, Ended: time.Now()}, true)
 	case "hang":
 		time.Sleep(time.Minute)
 	case "leave a child": // as a restic that outlives a killed mover
@@ -152,7 +153,7 @@ func TestOneMoverOnly(t *testing.T) {
 }
 
 // movers counts the processes that work on a record.
-func movers(t *testing.T, record string) int {
+func movers(t *testing.T, dir string) int {
 	t.Helper()
 	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
@@ -160,7 +161,7 @@ func movers(t *testing.T, record string) int {
 	}
 	n := 0
 	for _, f := range all {
-		if b, err := os.ReadFile(f); err == nil && strings.Contains(string(b), "--record\x00"+record+"\x00") {
+		if b, err := os.ReadFile(f); err == nil && strings.Contains(string(b), "--record\x00"+dir+"\x00") {
 			n++
 		}
 	}

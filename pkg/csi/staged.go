@@ -1,0 +1,107 @@
+package csi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/abaca-csi/abaca/pkg/backend"
+	"github.com/abaca-csi/abaca/pkg/backup"
+	"github.com/abaca-csi/abaca/pkg/mount"
+	"github.com/abaca-csi/abaca/pkg/record"
+)
+
+// staged is what a node keeps of a volume from NodeStageVolume until
+// NodeUnstageVolume: where it was mounted from. Whatever asks about the mount
+// later is answered by it, so that a node needs nobody for that, and the storage
+// system may move the export meanwhile.
+type staged struct {
+	Volume string       `json:"volume"`
+	Path   string       `json:"path"`
+	Source mount.Source `json:"source"`
+}
+
+func (d *Driver) stagedFile(volume, path string) string {
+	return filepath.Join(d.StagedDir, digest(volume)+"-"+digest(filepath.Clean(path))+".json")
+}
+
+// stagedAt returns the record of a volume at a staging path. ErrNotMounted when
+// there is none.
+func (d *Driver) stagedAt(volume, path string) (staged, error) {
+	var s staged
+	err := record.Read(d.stagedFile(volume, path), &s)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, fmt.Errorf("volume %s is not staged at %s: %w", volume, path, mount.ErrNotMounted)
+	}
+	return s, err
+}
+
+// stagedSources returns the sources of a volume at all its staging paths.
+func (d *Driver) stagedSources(volume string) ([]mount.Source, error) {
+	files, err := filepath.Glob(filepath.Join(d.StagedDir, digest(volume)+"-*.json"))
+	var sources []mount.Source
+	for _, file := range files {
+		var s staged
+		if err := record.Read(file, &s); err != nil {
+			return nil, err
+		}
+		sources = append(sources, s.Source)
+	}
+	return sources, err
+}
+
+func (d *Driver) dropStaged(volume, path string) error {
+	if err := os.Remove(d.stagedFile(volume, path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// exportKey is the entry of a publish context that holds the export, as JSON.
+const exportKey = "export"
+
+// source returns where a volume is to be mounted from. A process that has the
+// backend asks it; a node without gets the answer in the publish context, which
+// only the controller writes. A volume context is not believed: whoever can
+// write one could name another's share.
+func (d *Driver) source(ctx context.Context, v Volume, published map[string]string) (mount.Source, error) {
+	export := &backend.Export{}
+	var err error
+	if b := d.Backends[v.Backend]; b != nil {
+		export, err = exported(ctx, b, v)
+	} else if text, ok := published[exportKey]; !ok {
+		err = fmt.Errorf("backend %q is not configured here, and the publish context has no export; was the volume published to this node? %w", v.Backend, backend.ErrInvalid)
+	} else if err = json.Unmarshal([]byte(text), export); err != nil || export.Target != v.Target() {
+		err = fmt.Errorf("the publish context is not of volume %s: %w", v, backend.ErrInvalid)
+	}
+	if err != nil {
+		return mount.Source{}, err
+	}
+	if export.Node != "" && export.Node != d.NodeID {
+		return mount.Source{}, fmt.Errorf("%s can be used on node %q only, and this is %q: %w", v, export.Node, d.NodeID, backend.ErrUnsupported)
+	}
+	return backup.Source(export), nil
+}
+
+// exported asks the backend for the volume's export as it is now.
+func exported(ctx context.Context, b backend.Backend, v Volume) (*backend.Export, error) {
+	if v.Referring() {
+		export, err := b.ExportOf(ctx, v.Consumer)
+		if err != nil {
+			return nil, fmt.Errorf("volume %s: %w", v, err)
+		}
+		if export.Target != v.Target() {
+			return nil, fmt.Errorf("volume %s: %w", v, backend.ErrNotFound)
+		}
+		return export, nil
+	}
+	share, err := userShare(ctx, b, v)
+	if err != nil {
+		return nil, err
+	}
+	return b.Export(ctx, v.Target(), consumerPrefix+digest(share.Name))
+}
