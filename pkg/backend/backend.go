@@ -20,6 +20,7 @@ package backend
 
 import (
 	"context"
+	"net/netip"
 	"time"
 )
 
@@ -119,6 +120,28 @@ type Parameterized interface {
 	// Parameters returns the names that CreateShareRequest.Parameters may hold.
 	// ErrInvalid from CreateShare says which value is wrong.
 	Parameters() []string
+}
+
+// Node is a machine that mounts exports, as the storage system sees it.
+type Node struct {
+	Name      string
+	Addresses []netip.Addr
+}
+
+// Granter is a backend that may have to be told of each node that mounts an
+// export before it lets the node in.
+type Granter interface {
+	// Grant lets a node mount what the consumer holds, and returns the export
+	// when it can. The grant lasts until Revoke or Unexport. Granting again is
+	// nil; a writer's grant after a reader's raises the level. Where a storage
+	// system knows one level for a node and a share, the highest one that any
+	// consumer's grant needs is in effect. ErrNotFound when the consumer holds
+	// nothing; ErrInvalid when the node has no address that the storage system
+	// could know it by.
+	Grant(ctx context.Context, consumer string, node Node, readOnly bool) (*Export, error)
+	// Revoke ends the grant of one node, or of all if the name is empty. What is
+	// not granted, or held, is nil.
+	Revoke(ctx context.Context, consumer, node string) error
 }
 
 // Role says why an object exists, and with it who may see and remove it.

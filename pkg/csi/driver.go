@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -41,10 +42,12 @@ type Driver struct {
 	Version string
 	// Controller and Node say which services are served.
 	Controller, Node bool
-	// NodeID is the name of this node, Zone the zone that it is in or empty; for
-	// the Node service.
-	NodeID, Zone string
-	Backends     map[string]backend.Backend
+	// Addresses are what storage systems see this node by, Zone the zone that it
+	// is in or empty; for the Node service.
+	NodeID    string // the node's name
+	Addresses []netip.Addr
+	Zone      string
+	Backends  map[string]backend.Backend
 	// DefaultBackend serves the classes that name none.
 	DefaultBackend string
 	// Backups may be nil: then no repository is configured.

@@ -39,6 +39,7 @@ type fixture struct {
 
 	t       *testing.T
 	driver  *Driver
+	store   *memory.Store
 	backend *fault.Backend
 	conn    *grpc.ClientConn
 	dir     string
@@ -75,7 +76,7 @@ func newFixture(t *testing.T) *fixture {
 	}
 	store := memory.NewStore(filepath.Join(dir, "store"))
 	store.Node = "here"
-	f := &fixture{t: t, dir: dir, backend: fault.Wrap(store.Open()), log: &journal{}}
+	f := &fixture{t: t, dir: dir, store: store, backend: fault.Wrap(store.Open()), log: &journal{}}
 	f.driver = &Driver{
 		Version: "test", Controller: true, Node: true, NodeID: "here",
 		Backends: map[string]backend.Backend{"mem": f.backend}, DefaultBackend: "mem",

@@ -107,6 +107,10 @@ func lockKeys(req any) []string {
 		return []string{volume(r.GetVolumeId())}
 	case *csi.ControllerExpandVolumeRequest:
 		return []string{volume(r.GetVolumeId())}
+	case *csi.ControllerPublishVolumeRequest:
+		return []string{"attachment " + r.GetVolumeId() + " " + r.GetNodeId()}
+	case *csi.ControllerUnpublishVolumeRequest:
+		return []string{"attachment " + r.GetVolumeId() + " " + r.GetNodeId()}
 	case *csi.CreateSnapshotRequest:
 		return []string{"snapshot name " + r.GetName()}
 	case *csi.DeleteSnapshotRequest:

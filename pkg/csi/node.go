@@ -265,7 +265,7 @@ func (d *Driver) NodeGetInfo(context.Context, *csi.NodeGetInfoRequest) (*csi.Nod
 	if d.Zone != "" {
 		segments[ZoneKey] = d.Zone
 	}
-	return &csi.NodeGetInfoResponse{NodeId: d.NodeID, AccessibleTopology: &csi.Topology{Segments: segments}}, nil
+	return &csi.NodeGetInfoResponse{NodeId: NodeID(backend.Node{Name: d.NodeID, Addresses: d.Addresses}), AccessibleTopology: &csi.Topology{Segments: segments}}, nil
 }
 
 // NodeGetCapabilities says what the node service can do. Shares grow by the

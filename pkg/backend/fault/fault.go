@@ -91,6 +91,7 @@ func (t *Fault) set(change func()) *Fault {
 func known(method string) bool {
 	for _, of := range []reflect.Type{
 		reflect.TypeFor[backend.Backend](), reflect.TypeFor[backend.CapacityReporter](), reflect.TypeFor[backend.UsageReporter](),
+		reflect.TypeFor[backend.Granter](),
 	} {
 		if _, ok := of.MethodByName(method); ok {
 			return true
@@ -236,4 +237,31 @@ func (f *Backend) Usage(ctx context.Context, target backend.Target) (backend.Usa
 		return backend.Usage{}, fmt.Errorf("usage of %T: %w", f.inner, backend.ErrUnsupported)
 	}
 	return call(ctx, f, "Usage", func() (backend.Usage, error) { return inner.Usage(ctx, target) })
+}
+
+// Grant implements backend.Granter.
+func (f *Backend) Grant(ctx context.Context, consumer string, node backend.Node, readOnly bool) (*backend.Export, error) {
+	inner, ok := f.inner.(backend.Granter)
+	if !ok {
+		return nil, fmt.Errorf("grant by %T: %w", f.inner, backend.ErrUnsupported)
+	}
+	return call(ctx, f, "Grant", func() (*backend.Export, error) { return inner.Grant(ctx, consumer, node, readOnly) })
+}
+
+// Revoke implements backend.Granter.
+func (f *Backend) Revoke(ctx context.Context, consumer, node string) error {
+	inner, ok := f.inner.(backend.Granter)
+	if !ok {
+		return fmt.Errorf("revoke by %T: %w", f.inner, backend.ErrUnsupported)
+	}
+	_, err := call(ctx, f, "Revoke", func() (struct{}, error) { return struct{}{}, inner.Revoke(ctx, consumer, node) })
+	return err
+}
+
+// Parameters implements backend.Parameterized; it meets no fault.
+func (f *Backend) Parameters() []string {
+	if inner, ok := f.inner.(backend.Parameterized); ok {
+		return inner.Parameters()
+	}
+	return nil
 }

@@ -40,7 +40,10 @@ type Store struct {
 	shares    map[string]backend.Share
 	snapshots map[string]backend.Snapshot
 	exports   map[string]backend.Export // by consumer
+	grants    map[grant]bool            // whether the node may only read
 }
+
+type grant struct{ consumer, node string }
 
 // NewStore returns an empty store. Where dir is not empty, each share is a
 // directory below it and each snapshot a copy of one; else exports lead nowhere.
@@ -53,11 +56,12 @@ func NewStore(dir string) *Store {
 		shares:    map[string]backend.Share{},
 		snapshots: map[string]backend.Snapshot{},
 		exports:   map[string]backend.Export{},
+		grants:    map[grant]bool{},
 	}
 }
 
-// Open returns a backend over the store. It is a backend.CapacityReporter and
-// a backend.UsageReporter too.
+// Open returns a backend over the store. It is a backend.CapacityReporter, a
+// backend.UsageReporter and a backend.Granter too.
 func (s *Store) Open() backend.Backend { return handle{s} }
 
 type handle struct{ *Store }
@@ -266,9 +270,48 @@ func (h handle) Unexport(ctx context.Context, target backend.Target, consumer st
 	return try(ctx, h.Store, func() error {
 		if h.exports[consumer].Target == target {
 			delete(h.exports, consumer)
+			h.revoke(consumer, "")
 		}
 		return nil
 	}, "unexport %+v from %q", target, consumer)
+}
+
+// Grant implements backend.Granter. It lets in whoever it is told of, and holds
+// nobody off that it is not.
+func (h handle) Grant(ctx context.Context, consumer string, node backend.Node, readOnly bool) (*backend.Export, error) {
+	return do(ctx, h.Store, func() (*backend.Export, error) {
+		export, err := get(h.exports, consumer)
+		if err != nil {
+			return nil, err
+		}
+		g := grant{consumer, node.Name}
+		reads, granted := h.grants[g]
+		h.grants[g] = readOnly && (reads || !granted)
+		return export, nil
+	}, "let node %q in to what %q holds", node.Name, consumer)
+}
+
+// Revoke implements backend.Granter.
+func (h handle) Revoke(ctx context.Context, consumer, node string) error {
+	return try(ctx, h.Store, func() error { h.revoke(consumer, node); return nil }, "revoke node %q from %q", node, consumer)
+}
+
+func (s *Store) revoke(consumer, node string) {
+	maps.DeleteFunc(s.grants, func(g grant, _ bool) bool { return g.consumer == consumer && (node == "" || g.node == node) })
+}
+
+// Granted returns the nodes that were let in to what a consumer holds, and
+// whether each may only read.
+func (s *Store) Granted(consumer string) map[string]bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	nodes := map[string]bool{}
+	for g, readOnly := range s.grants {
+		if g.consumer == consumer {
+			nodes[g.node] = readOnly
+		}
+	}
+	return nodes
 }
 
 func (h handle) ExportOf(ctx context.Context, consumer string) (*backend.Export, error) {

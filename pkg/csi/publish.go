@@ -1,0 +1,131 @@
+package csi
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+
+	"github.com/abaca-csi/abaca/pkg/backend"
+)
+
+// A node's id is its name and the addresses that storage systems see it by,
+// separated by commas, so that the controller need not look anything up:
+//
+//	worker-1,192.0.2.7,2001:db8::7
+
+// NodeID puts a node's id together.
+func NodeID(node backend.Node) string {
+	parts := []string{node.Name}
+	for _, a := range node.Addresses {
+		parts = append(parts, a.String())
+	}
+	return strings.Join(parts, ",")
+}
+
+// ParseNodeID takes a node's id apart. What is not one is backend.ErrNotFound.
+func ParseNodeID(id string) (backend.Node, error) {
+	name, rest, more := strings.Cut(id, ",")
+	node := backend.Node{Name: name}
+	for more {
+		var part string
+		part, rest, more = strings.Cut(rest, ",")
+		a, err := netip.ParseAddr(part)
+		if err != nil || a.Zone() != "" {
+			return node, fmt.Errorf("node id %q: %q is not an IP address: %w", id, part, backend.ErrNotFound)
+		}
+		node.Addresses = append(node.Addresses, a)
+	}
+	if name == "" {
+		return node, fmt.Errorf("node id %q has no name: %w", id, backend.ErrNotFound)
+	}
+	return node, nil
+}
+
+// attaches says whether a volume has to be published to a node before it can
+// be staged there: a storage system lets in only the nodes that it is told of.
+func (d *Driver) attaches() bool {
+	for _, b := range d.Backends {
+		if _, ok := b.(backend.Granter); ok {
+			return true
+		}
+	}
+	return false
+}
+
+// ControllerPublishVolume lets a node in, and gives it the export, which holds
+// no secret.
+func (d *Driver) ControllerPublishVolume(ctx context.Context, req *csi.ControllerPublishVolumeRequest) (*csi.ControllerPublishVolumeResponse, error) {
+	if req.GetNodeId() == "" && req.GetVolumeId() != "" {
+		return nil, fmt.Errorf("the node id is missing: %w", backend.ErrInvalid)
+	}
+	u, err := readUse(req.GetVolumeId(), req.GetVolumeCapability(), req.GetReadonly())
+	if err != nil {
+		return nil, err
+	}
+	b, err := d.backendOf(u.volume.Backend)
+	if err != nil {
+		return nil, err
+	}
+	node, err := ParseNodeID(req.GetNodeId())
+	if err != nil {
+		return nil, err
+	}
+	export, err := exported(ctx, b, u.volume)
+	if err != nil {
+		return nil, err
+	}
+	if export.Node != "" && export.Node != node.Name {
+		return nil, fmt.Errorf("%s can be used on node %q only, not on %q: %w", u.volume, export.Node, node.Name, backend.ErrNotFound)
+	}
+	if g, ok := b.(backend.Granter); ok {
+		if export, err = g.Grant(ctx, export.Consumer, node, u.readOnly); err != nil {
+			return nil, fmt.Errorf("let node %s in to volume %s: %w", node.Name, u.volume, err)
+		}
+	}
+	text, err := json.Marshal(export)
+	if err != nil {
+		return nil, err
+	}
+	return &csi.ControllerPublishVolumeResponse{PublishContext: map[string]string{exportKey: string(text)}}, nil
+}
+
+// ControllerUnpublishVolume ends what ControllerPublishVolume began, for one node
+// or for all.
+func (d *Driver) ControllerUnpublishVolume(ctx context.Context, req *csi.ControllerUnpublishVolumeRequest) (*csi.ControllerUnpublishVolumeResponse, error) {
+	if req.GetVolumeId() == "" {
+		return nil, errNoVolumeID
+	}
+	resp := &csi.ControllerUnpublishVolumeResponse{}
+	v, err := ParseVolume(req.GetVolumeId())
+	if err != nil {
+		return resp, nil
+	}
+	b, err := d.backendOf(v.Backend)
+	if err != nil {
+		return nil, err
+	}
+	g, ok := b.(backend.Granter)
+	if !ok {
+		return resp, nil
+	}
+	name, _, _ := strings.Cut(req.GetNodeId(), ",")
+	consumer := v.Consumer
+	if !v.Referring() {
+		share, err := b.Share(ctx, v.Share)
+		if isNotFound(err) {
+			return resp, nil // and with it all that was granted
+		}
+		if err != nil {
+			return nil, err
+		}
+		consumer = consumerPrefix + digest(share.Name)
+	}
+	if err := g.Revoke(ctx, consumer, name); err != nil {
+		return nil, fmt.Errorf("take volume %s from node %q: %w", v, name, err)
+	}
+	return resp, nil
+}
