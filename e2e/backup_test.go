@@ -405,11 +405,14 @@ func TestHTTP(t *testing.T) {
 	s := newSite(t)
 	d := s.start("--http-endpoint", "127.0.0.1:39471")
 	data := d.volume(volumeRequest("data", writers))
-	d.snapshot(backupRequest("saved", data.GetVolumeId()))
+	saved := d.snapshot(backupRequest("saved", data.GetVolumeId()))
+	restored := d.volume(fromSnapshot(volumeRequest("restored", writers), saved.GetSnapshotId()))
 	for path, words := range map[string][]string{
 		"/healthz": {"ok"},
-		"/status":  {`"kind":"backup"`, `"name":"saved"`, `"phase":"succeeded"`},
-		"/metrics": {"csi_plugin_operations_seconds", `abaca_mover_ended_total{kind="backup",repository="offsite",result="succeeded"} 1`},
+		"/status":  {`"kind":"backup"`, `"name":"saved"`, `"phase":"succeeded"`, `"backupSummary":{"snapshotID":"`,
+			`"kind":"restore","name":"restored","volume":"` + restored.GetVolumeId(), `"restoreSummary":{"totalFiles":`},
+		"/metrics": {"csi_plugin_operations_seconds", `abaca_mover_ended_total{kind="backup",repository="offsite",result="succeeded"} 1`,
+			`abaca_build_info{goversion="go`},
 	} {
 		resp, err := http.Get("http://127.0.0.1:39471" + path)
 		if err != nil {

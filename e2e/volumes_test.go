@@ -137,10 +137,14 @@ func TestBadTargets(t *testing.T) {
 	_, err := d.NodePublishVolume(d.ctx(), &csi.NodePublishVolumeRequest{VolumeId: v.GetVolumeId(),
 		StagingTargetPath: strings.Replace(taken, "/target", "/staging", 1), TargetPath: s.path("t"), VolumeCapability: capability(writers)})
 	wantCode(t, err, codes.FailedPrecondition)
+	// What is mounted does not go from under its files.
+	_, err = d.DeleteVolume(d.ctx(), &csi.DeleteVolumeRequest{VolumeId: other.GetVolumeId()})
+	wantCode(t, err, codes.FailedPrecondition, taken, "unmount")
 	for range 2 { // twice is once
 		d.unpublish(v)
 		d.unpublish(other)
 	}
+	d.deleteVolume(other.GetVolumeId())
 }
 
 // TestOddNames creates under names that no file could have.

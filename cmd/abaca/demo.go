@@ -67,6 +67,9 @@ func (o demoOptions) run(ctx context.Context, stdout, stderr io.Writer) error {
 	if os.Getuid() != 0 {
 		return errors.New("the demonstration needs root, for loop devices and mounts")
 	}
+	if info, err := os.Stat(o.source); o.source != "" && (err != nil || !info.IsDir()) {
+		return fmt.Errorf("--source %s is not a directory", o.source)
+	}
 	work, err := o.workDir()
 	if err != nil {
 		return err
@@ -76,13 +79,16 @@ func (o demoOptions) run(ctx context.Context, stdout, stderr io.Writer) error {
 	err = d.play(ctx)
 	switch {
 	case ctx.Err() != nil:
-		err = errors.New("interrupted")
+		err = errInterrupted
 	case err != nil:
 		err = d.blame(err)
 	}
-	if err != nil {
+	switch {
+	case err == errInterrupted:
+		out.note("interrupted")
+	case err != nil:
 		out.failed(err)
-		if log := d.serverLog(); log != "" && ctx.Err() == nil {
+		if log := d.serverLog(); log != "" {
 			out.note("the last words of abaca standalone:\n" + log)
 		}
 	}
@@ -188,7 +194,10 @@ func (d *demo) step(ctx context.Context, name, title string, run func(context.Co
 	start := time.Now()
 	err := run(ctx, &s)
 	s.Seconds = time.Since(start).Seconds()
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() != nil:
+		err, s.Error = errInterrupted, errInterrupted.Error()
+	case err != nil:
 		err = fmt.Errorf("%s: %w", name, err)
 		s.Error = err.Error()
 	}

@@ -22,7 +22,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/abaca-csi/abaca/pkg/backend/local"
-	"github.com/abaca-csi/abaca/pkg/backup"
 	"github.com/abaca-csi/abaca/pkg/backup/inprocess"
 	"github.com/abaca-csi/abaca/pkg/mount"
 	"github.com/abaca-csi/abaca/pkg/restic"
@@ -320,8 +319,8 @@ func (d *demo) watch(ctx context.Context, kind, name string) (stop func()) {
 			report, err := d.readStatus(ctx)
 			if err == nil {
 				for _, m := range report.Movers {
-					if m.Kind == kind && m.Name == name && m.Phase == backup.Running {
-						d.out.progress(m.Progress)
+					if m.Kind == kind && m.Name == name && m.Progress != nil {
+						d.out.progress(*m.Progress)
 					}
 				}
 			}

@@ -138,33 +138,39 @@ func (p *demoPrinter) progress(at restic.Progress) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	done := min(1, float64(at.BytesDone)/float64(at.BytesTotal))
-	text := fmt.Sprintf("%3.0f %%  %s of %s, %s of %s files", math.Floor(100*done),
-		demoBytes(at.BytesDone), demoBytes(at.BytesTotal), demoCount(at.FilesDone), demoCount(at.FilesTotal))
+	text := []string{
+		fmt.Sprintf("%3.0f %%", math.Floor(100*done)),
+		fmt.Sprintf("  %s of %s", demoBytes(at.BytesDone), demoBytes(at.BytesTotal)),
+		fmt.Sprintf(", %s of %s files", demoCount(at.FilesDone), demoCount(at.FilesTotal)),
+	}
 	if at.Rate >= 1 {
-		text += fmt.Sprintf(", %s/s", demoBytes(int64(at.Rate)))
+		text = append(text, fmt.Sprintf(", %s/s", demoBytes(int64(at.Rate))))
 	}
 	if p.terminal {
-		line := "       " + progressBar(done, p.width-utf8.RuneCountInString(text)-12) + text
-		if utf8.RuneCountInString(line) < p.width {
-			fmt.Fprint(p.w, "\r"+p.paint(green, line)+"\x1b[K")
-			p.drawn = true
-		}
+		fmt.Fprint(p.w, "\r"+p.paint(green, progressLine(done, text, p.width-1))+"\x1b[K")
+		p.drawn = true
 		return
 	}
 	if time.Since(p.lastLine) >= quietEvery {
 		p.lastLine = time.Now()
-		fmt.Fprintf(p.w, "       %s\n", text)
+		fmt.Fprintf(p.w, "       %s\n", strings.Join(text, ""))
 	}
 }
 
-// progressBar is at most 30 columns wide, and empty where there is no room.
-func progressBar(done float64, room int) string {
-	width := min(30, room)
-	if width < 5 {
-		return ""
+// progressLine is a bar and as many of the texts as there is room for beside it,
+// in at most width columns. The bar has 10 to 30.
+func progressLine(done float64, texts []string, width int) string {
+	const around = len("       []  ")
+	for len(texts) > 1 && around+10+utf8.RuneCountInString(strings.Join(texts, "")) > width {
+		texts = texts[:len(texts)-1]
 	}
-	full := int(done * float64(width))
-	return "[" + strings.Repeat("#", full) + strings.Repeat("-", width-full) + "]  "
+	text := strings.Join(texts, "")
+	bar := min(30, width-around-utf8.RuneCountInString(text))
+	if bar <= 0 {
+		return text
+	}
+	full := int(done * float64(bar))
+	return "       [" + strings.Repeat("#", full) + strings.Repeat("-", bar-full) + "]  " + text
 }
 
 // table ends the run with what each step took.
@@ -173,18 +179,18 @@ func (p *demoPrinter) table(steps []demoStep, all time.Duration) {
 	defer p.mu.Unlock()
 	rows := [][2]string{{"step", "took"}}
 	results := []string{"result"}
-	ok := true
+	verdict := "all went well"
 	for _, s := range steps {
 		result := s.Result
-		if s.Error != "" {
-			result, ok = "FAILED", false
+		switch s.Error {
+		case "":
+		case errInterrupted.Error():
+			result, verdict = s.Error, s.Error
+		default:
+			result, verdict = "FAILED", "FAILED"
 		}
 		rows = append(rows, [2]string{s.Name, demoDuration(s.Seconds)})
 		results = append(results, result)
-	}
-	verdict := "all went well"
-	if !ok {
-		verdict = "FAILED"
 	}
 	rows = append(rows, [2]string{"all", demoDuration(all.Seconds())})
 	results = append(results, verdict)
@@ -199,7 +205,7 @@ func (p *demoPrinter) table(steps []demoStep, all time.Duration) {
 		switch {
 		case i == 0:
 			line = p.paint(bold, line)
-		case results[i] == "FAILED":
+		case results[i] == "FAILED", results[i] == errInterrupted.Error():
 			line = p.paint(red, line)
 		case i == len(rows)-1:
 			line = p.paint(green, line)

@@ -77,6 +77,8 @@ all          2.0 s  FAILED
 		p.progress(restic.Progress{BytesDone: 1 << 30, BytesTotal: 2 << 30, FilesTotal: 1e6})
 		if line := strings.TrimSuffix(b.String(), "\x1b[K"); len(line) > width {
 			t.Errorf("a terminal of %d columns gets %d: %q", width, len(line), line)
+		} else if width >= 40 && (!strings.Contains(line, "#####-----") || !strings.Contains(line, "50 %")) {
+			t.Errorf("a terminal of %d columns shows no bar: %q", width, line)
 		}
 	}
 }
@@ -174,11 +176,12 @@ func TestDemo(t *testing.T) {
 		after time.Duration
 		do    func(t *testing.T, cmd *exec.Cmd)
 		want  string
+		code  int
 	}{
-		{"Ctrl-C while it starts", "Start abaca standalone", 0, signalTo(syscall.SIGINT), "interrupted"},
-		{"Ctrl-C in a backup", "Back the share up", 300 * time.Millisecond, signalTo(syscall.SIGINT), "interrupted"},
-		{"SIGTERM in a restore", "Restore the second", 700 * time.Millisecond, signalTo(syscall.SIGTERM), "interrupted"},
-		{"the server is killed", "Back the share up", 300 * time.Millisecond, killServer, "abaca standalone has ended: signal: killed"},
+		{"Ctrl-C while it starts", "Start abaca standalone", 0, signalTo(syscall.SIGINT), "interrupted", 130},
+		{"Ctrl-C in a backup", "Back the share up", 300 * time.Millisecond, signalTo(syscall.SIGINT), "interrupted", 130},
+		{"SIGTERM in a restore", "Restore the second", 700 * time.Millisecond, signalTo(syscall.SIGTERM), "interrupted", 130},
+		{"the server is killed", "Back the share up", 300 * time.Millisecond, killServer, "abaca standalone has ended: signal: killed", 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -205,8 +208,8 @@ func TestDemo(t *testing.T) {
 			}
 			err = cmd.Wait()
 			var exit *exec.ExitError
-			if !errors.As(err, &exit) || exit.ExitCode() != 1 {
-				t.Errorf("it ended with %v, want exit code 1", err)
+			if !errors.As(err, &exit) || exit.ExitCode() != tt.code {
+				t.Errorf("it ended with %v, want exit code %d", err, tt.code)
 			}
 			if !happened || !strings.Contains(stderr.String(), tt.want) {
 				t.Errorf("happened: %v; stderr %q lacks %q", happened, stderr.String(), tt.want)

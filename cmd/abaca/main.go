@@ -4,6 +4,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -15,14 +16,19 @@ import (
 
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"k8s.io/klog/v2"
 
 	"github.com/abaca-csi/abaca/pkg/csi"
+	"github.com/abaca-csi/abaca/pkg/nearest"
 	"github.com/abaca-csi/abaca/pkg/restic"
 )
 
 // version is set when the program is built.
 var version = "dev"
+
+// errInterrupted is a command that was asked to end and did so.
+var errInterrupted = errors.New("interrupted")
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
@@ -32,6 +38,9 @@ func main() {
 	signal.Ignore(syscall.SIGHUP)
 	if err := newCommand().ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "abaca:", err)
+		if errors.Is(err, errInterrupted) {
+			os.Exit(130)
+		}
 		os.Exit(1)
 	}
 }
@@ -46,6 +55,15 @@ func newCommand() *cobra.Command {
 			cmd.SetContext(klog.NewContext(cmd.Context(), setLogger(os.Stderr, verbosity)))
 		},
 	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		var unknown *pflag.NotExistError
+		if !errors.As(err, &unknown) {
+			return err
+		}
+		var known []string
+		cmd.Flags().VisitAll(func(f *pflag.Flag) { known = append(known, f.Name) })
+		return fmt.Errorf("%w%s; %s --help has them all", err, nearest.Hint(unknown.GetSpecifiedName(), known), cmd.CommandPath())
+	})
 	root.PersistentFlags().IntVarP(&verbosity, "verbosity", "v", 1, "how much to log: 1 what happens, 2 what is not done yet, 4 every request")
 	root.AddCommand(
 		newServeCommand("standalone", "Serve controller, node and movers behind one socket", true, true),

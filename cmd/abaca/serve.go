@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -40,18 +42,19 @@ type serveOptions struct {
 	config, repositories   string
 	nodeID, zone, stateDir string
 	restic                 string
-	anyRestic              bool
+	anyRestic, checkRestic bool
 }
 
 func newServeCommand(name, short string, controller, node bool) *cobra.Command {
 	o := serveOptions{controller: controller, node: node}
 	cmd := &cobra.Command{Use: name, Short: short, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		o.checkRestic = o.repositories != "" || cmd.Flags().Changed("restic")
 		return o.run(cmd.Context())
 	}}
 	f := cmd.Flags()
-	f.StringVar(&o.endpoint, "endpoint", "", "where the CSI services listen: unix:///path (required)")
+	f.StringVar(&o.endpoint, "endpoint", "", "where the CSI services listen: unix:///path")
 	f.StringVar(&o.httpEndpoint, "http-endpoint", "", "where /metrics, /healthz and /status listen, such as :9090; empty for nowhere")
-	f.StringVar(&o.config, "config", "", "the file with the backends (required)")
+	f.StringVar(&o.config, "config", "", "the file with the backends")
 	f.StringVar(&o.nodeID, "node-id", "", "the name of this node")
 	f.StringVar(&o.zone, "zone", "", "the zone that this node is in, for backends that have zones; empty for none")
 	f.StringVar(&o.stateDir, "state-dir", "", "where the records of staged volumes and of movers are kept (default: state below the path of the first local backend)")
@@ -69,6 +72,7 @@ func must(cmd *cobra.Command, flags ...string) {
 		if err := cmd.MarkFlagRequired(f); err != nil {
 			panic(err)
 		}
+		cmd.Flags().Lookup(f).Usage += " (required)"
 	}
 }
 
@@ -92,6 +96,9 @@ func (o serveOptions) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := o.check(ctx); err != nil {
+		return err
+	}
 	if o.stateDir == "" {
 		o.stateDir = filepath.Join(c.Backends[0].Local.Path, "state")
 	}
@@ -112,7 +119,7 @@ func (o serveOptions) run(ctx context.Context) error {
 		return err
 	}
 	if o.repositories != "" {
-		if driver.Backups, err = o.engine(ctx, driver.Backends); err != nil {
+		if driver.Backups, err = o.engine(driver.Backends); err != nil {
 			return err
 		}
 	}
@@ -145,21 +152,40 @@ func (o serveOptions) run(ctx context.Context) error {
 	return err
 }
 
-// engine sets the backups up: repositories from a directory, movers as child
-// processes of this program.
-func (o serveOptions) engine(ctx context.Context, backends map[string]backend.Backend) (*backup.Engine, error) {
-	program, err := exec.LookPath(o.restic)
-	if err != nil {
-		return nil, fmt.Errorf("the restic program: %w; `make build` makes the right one, the flag --restic names another", err)
+// labelValue is what a topology segment may be (CSI spec 1.13, "Topology").
+var labelValue = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9._-]{0,61}[a-zA-Z0-9])?$`)
+
+// check looks at what can be wrong before anything is made.
+func (o *serveOptions) check(ctx context.Context) error {
+	if os.Geteuid() != 0 {
+		return errors.New("this needs root, for mounts and loop devices")
 	}
-	if program, err = filepath.Abs(program); err != nil {
-		return nil, err
-	}
-	if !o.anyRestic {
-		if err := restic.CheckVersion(ctx, program); err != nil {
-			return nil, fmt.Errorf("%w (--any-restic-version uses it all the same)", err)
+	for flag, value := range map[string]string{"node-id": o.nodeID, "zone": o.zone} {
+		if !labelValue.MatchString(value) && (value != "" || flag == "node-id") {
+			return fmt.Errorf("--%s is %q, but must be 1 to 63 letters, digits, '.', '_' and '-' that begin and end with a letter or digit: it becomes a topology label", flag, value)
 		}
 	}
+	if !o.checkRestic {
+		return nil
+	}
+	program, err := exec.LookPath(o.restic)
+	if err != nil {
+		return fmt.Errorf("the restic program: %w; `make build` makes the right one, the flag --restic names another", err)
+	}
+	if o.restic, err = filepath.Abs(program); err != nil {
+		return err
+	}
+	if !o.anyRestic {
+		if err := restic.CheckVersion(ctx, o.restic); err != nil {
+			return fmt.Errorf("%w (--any-restic-version uses it all the same)", err)
+		}
+	}
+	return nil
+}
+
+// engine sets the backups up: repositories from a directory, movers as child
+// processes of this program.
+func (o serveOptions) engine(backends map[string]backend.Backend) (*backup.Engine, error) {
 	if info, err := os.Stat(o.repositories); err != nil || !info.IsDir() {
 		return nil, fmt.Errorf("--repositories %s is not a directory", o.repositories)
 	}
@@ -167,7 +193,7 @@ func (o serveOptions) engine(ctx context.Context, backends map[string]backend.Ba
 	if err != nil {
 		return nil, err
 	}
-	repositories := backup.Directory{Path: o.repositories, Program: program}
+	repositories := backup.Directory{Path: o.repositories, Program: o.restic}
 	if repositories.CacheDir, err = o.state("cache"); err != nil {
 		return nil, err
 	}
@@ -223,12 +249,16 @@ func listen(ctx context.Context, endpoint string) (net.Listener, error) {
 // handler serves what is for people and their tools: metrics, health, status.
 func handler(d *csi.Driver) http.Handler {
 	mux := http.NewServeMux()
+	registry := prometheus.NewRegistry()
+	build := prometheus.NewGauge(prometheus.GaugeOpts{Name: "abaca_build_info", Help: "What runs here; the value is 1.",
+		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version(), "restic": restic.PinnedVersion}})
+	build.Set(1)
+	registry.MustRegister(build)
 	if d.Backups != nil {
-		registry := prometheus.NewRegistry()
 		registry.MustRegister(d.Backups)
-		d.Metrics.WithAdditionalRegistry(registry)
 		mux.HandleFunc("GET /status", statusOf(d.Backups))
 	}
+	d.Metrics.WithAdditionalRegistry(registry)
 	d.Metrics.RegisterToServer(mux, "/metrics")
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	return mux

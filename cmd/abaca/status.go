@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/abaca-csi/abaca/pkg/backup"
+	"github.com/abaca-csi/abaca/pkg/mover"
 	"github.com/abaca-csi/abaca/pkg/restic"
 )
 
@@ -16,20 +17,25 @@ type statusReport struct {
 	Finished []moverReport `json:"finished"`
 }
 
+// moverReport is one attempt. The fields are described in docs/usage.md.
 type moverReport struct {
-	ID         string                 `json:"id"`
-	Kind       string                 `json:"kind"` // backup or restore
-	Name       string                 `json:"name,omitempty"`
-	Repository string                 `json:"repository"`
-	Phase      backup.Phase           `json:"phase"`
-	Attempt    int                    `json:"attempt"`
-	Started    time.Time              `json:"started"`
-	Ended      *time.Time             `json:"ended,omitempty"`
-	Progress   restic.Progress        `json:"progress"`
-	Snapshot   string                 `json:"snapshot,omitempty"`
-	Error      string                 `json:"error,omitempty"`
-	Backup     *restic.BackupSummary  `json:"backupSummary,omitempty"`
-	Restore    *restic.RestoreSummary `json:"restoreSummary,omitempty"`
+	ID         string       `json:"id"`
+	Kind       string       `json:"kind"` // backup or restore
+	Name       string       `json:"name"`
+	Volume     string       `json:"volume"`
+	Repository string       `json:"repository"`
+	Phase      backup.Phase `json:"phase"`
+	Attempt    int          `json:"attempt"`
+	Started    time.Time    `json:"started"`
+	Ended      *time.Time   `json:"ended,omitempty"`
+	// Progress is of one that runs or has failed: of a success, the summary is
+	// the last word.
+	Progress *restic.Progress       `json:"progress,omitempty"`
+	Snapshot string                 `json:"snapshot,omitempty"`
+	Error    string                 `json:"error,omitempty"`
+	Reason   mover.Reason           `json:"reason,omitempty"`
+	Backup   *restic.BackupSummary  `json:"backupSummary,omitempty"`
+	Restore  *restic.RestoreSummary `json:"restoreSummary,omitempty"`
 }
 
 func report(all []*backup.Status) []moverReport {
@@ -37,11 +43,17 @@ func report(all []*backup.Status) []moverReport {
 	for _, st := range all {
 		r := moverReport{
 			ID: st.Job.Task.ID, Kind: backup.Kind(st.Job.Task), Repository: st.Job.Task.Repository, Phase: st.Phase,
-			Attempt: st.Job.Attempt, Started: st.Started, Progress: st.Progress, Snapshot: st.Result.Snapshot,
-			Error: st.Result.Error, Backup: st.Result.Backup, Restore: st.Result.Restore,
+			Attempt: st.Job.Attempt, Started: st.Started, Snapshot: st.Result.Snapshot,
+			Error: st.Result.Error, Reason: st.Result.Reason, Backup: st.Result.Backup, Restore: st.Result.Restore,
 		}
-		if st.Job.Task.Backup != nil {
-			r.Name = st.Job.Task.Backup.Name
+		if b := st.Job.Task.Backup; b != nil {
+			r.Name, r.Volume = b.Name, b.Volume
+		}
+		if b := st.Job.Task.Restore; b != nil {
+			r.Name, r.Volume = b.Name, b.Volume
+		}
+		if st.Phase != backup.Succeeded {
+			r.Progress = &st.Progress
 		}
 		if !st.Ended.IsZero() {
 			r.Ended = &st.Ended

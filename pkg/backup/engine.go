@@ -475,6 +475,8 @@ type RestoreRequest struct {
 	ID         string
 	Repository string
 	Backup     string
+	Volume     string // the handle of the volume that the share becomes
+	Name       string // its CSI name
 	// Target is where the share is mounted from.
 	Target mount.Source
 	// Wanted is asked right before a mover starts, when no other can: an error
@@ -494,14 +496,15 @@ func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (*Status, erro
 	defer release()
 
 	job := Job{Attempt: 1, Task: mover.Task{ID: req.ID, Repository: req.Repository, Source: req.Target,
-		Restore: &mover.Restore{Backup: req.Backup}}}
+		Restore: &mover.Restore{Backup: req.Backup, Volume: req.Volume, Name: req.Name}}}
 	st, err := e.Runner.Status(ctx, req.ID)
 	switch {
 	case errors.Is(err, backend.ErrNotFound):
 		if err := e.Runner.Start(ctx, job, req.Wanted); err != nil {
 			return nil, fmt.Errorf("start restore %s: %w", req.ID, err)
 		}
-		klog.FromContext(ctx).Info("Restore begun", "task", req.ID, "backup", req.Backup, "repository", req.Repository)
+		klog.FromContext(ctx).Info("Restore begun", "task", req.ID, "backup", req.Backup, "name", req.Name, "volumeID", req.Volume,
+			"repository", req.Repository)
 		return &Status{Job: job, Phase: Running}, nil
 	case err != nil:
 		return nil, err

@@ -17,6 +17,9 @@ var (
 	descRate    = prometheus.NewDesc("abaca_mover_bytes_per_second", "Bytes that a running mover deals with in a second.", moverLabels, nil)
 	descEnded   = prometheus.NewDesc("abaca_mover_ended_total", "Movers that have ended, by how.",
 		[]string{"kind", "repository", "result"}, nil)
+	descUnfinished = prometheus.NewDesc("abaca_backup_unfinished",
+		"Backups that are not ready: they run, wait for their next attempt after one that failed, or have failed for good.",
+		[]string{"repository", "state"}, nil)
 	descSuccess = prometheus.NewDesc("abaca_backup_last_success_timestamp_seconds",
 		"When the snapshot of the newest backup of a volume was cut, as its repository was last seen.", []string{"repository", "volume"}, nil)
 )
@@ -31,7 +34,7 @@ func Kind(t mover.Task) string {
 
 // Describe implements prometheus.Collector.
 func (e *Engine) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descMoved, descToMove, descFiles, descAll, descRate, descEnded, descSuccess} {
+	for _, d := range []*prometheus.Desc{descMoved, descToMove, descFiles, descAll, descRate, descEnded, descUnfinished, descSuccess} {
 		ch <- d
 	}
 }
@@ -45,7 +48,11 @@ func (e *Engine) Collect(ch chan<- prometheus.Metric) {
 	if err != nil {
 		ch <- prometheus.NewInvalidMetric(descMoved, err)
 	}
+	unfinished := map[[2]string]int{}
 	for _, st := range jobs {
+		if state := stateOf(st); st.Job.Task.Backup != nil && state != "" {
+			unfinished[[2]string{st.Job.Task.Repository, state}]++
+		}
 		if st.Phase != Running {
 			continue
 		}
@@ -55,6 +62,9 @@ func (e *Engine) Collect(ch chan<- prometheus.Metric) {
 		gauge(descFiles, float64(st.Progress.FilesDone), labels...)
 		gauge(descAll, float64(st.Progress.FilesTotal), labels...)
 		gauge(descRate, st.Progress.Rate, labels...)
+	}
+	for k, n := range unfinished {
+		gauge(descUnfinished, float64(n), k[0], k[1])
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -70,6 +80,19 @@ func (e *Engine) Collect(ch chan<- prometheus.Metric) {
 			gauge(descSuccess, at, repository, volume)
 		}
 	}
+}
+
+// stateOf is what abaca_backup_unfinished counts by; empty for a success.
+func stateOf(st *Status) string {
+	switch {
+	case st.Phase == Running:
+		return "running"
+	case st.Phase == Failed && st.Result.Reason.Lasting():
+		return "failed"
+	case st.Phase == Failed, st.Phase == Interrupted:
+		return "waiting"
+	}
+	return ""
 }
 
 // ending is what abaca_mover_ended_total counts by.

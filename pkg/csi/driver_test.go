@@ -172,7 +172,7 @@ func TestSnapshotVolumes(t *testing.T) {
 	}
 	// The hold.
 	_, err := f.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: snap.GetSnapshotId()})
-	code(t, err, codes.FailedPrecondition)
+	code(t, err, codes.FailedPrecondition, "handles begin with "+snap.GetSnapshotId()+"#")
 
 	// Nothing that writes.
 	_, err = f.ControllerExpandVolume(ctx, &csi.ControllerExpandVolumeRequest{VolumeId: ref.GetVolumeId(), CapacityRange: &csi.CapacityRange{RequiredBytes: 1 << 31}})
@@ -494,8 +494,12 @@ func TestSecretsAreStrippedFromTheLog(t *testing.T) {
 	req := create("x", writer, nil)
 	req.Secrets = map[string]string{"password": "hunter2"}
 	f.volume(req)
-	if log := f.log.String(); strings.Contains(log, "hunter2") || !strings.Contains(log, "***stripped***") {
+	log := f.log.String()
+	if strings.Contains(log, "hunter2") || !strings.Contains(log, "***stripped***") {
 		t.Errorf("log:\n%s", log)
+	}
+	if !strings.Contains(log, `"msg"="Request done" "method"="CreateVolume" "name"="x" "volumeID"="mem/`) {
+		t.Errorf("the log does not say what was made:\n%s", log)
 	}
 }
 

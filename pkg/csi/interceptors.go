@@ -47,6 +47,9 @@ func logging(log klog.Logger) grpc.UnaryServerInterceptor {
 		resp, err := handler(klog.NewContext(ctx, log), req)
 		switch code := status.Code(err); code {
 		case codes.OK:
+			if what := changed(req, resp); what != nil {
+				log.Info("Request done", what...)
+			}
 			if v := log.V(4); v.Enabled() {
 				v.Info("Response", "response", protosanitizer.StripSecrets(resp).String())
 			}
@@ -59,6 +62,39 @@ func logging(log klog.Logger) grpc.UnaryServerInterceptor {
 		}
 		return resp, err
 	}
+}
+
+// changed names what a request has made, changed or removed, as keys and values;
+// nil for one that only reads. A backup tells of itself.
+func changed(req, resp any) []any {
+	switch r := req.(type) {
+	case *csi.CreateVolumeRequest:
+		v := resp.(*csi.CreateVolumeResponse).GetVolume()
+		return []any{"name", r.GetName(), "volumeID", v.GetVolumeId(), "bytes", v.GetCapacityBytes()}
+	case *csi.DeleteVolumeRequest:
+		return []any{"volumeID", r.GetVolumeId()}
+	case *csi.ControllerExpandVolumeRequest:
+		return []any{"volumeID", r.GetVolumeId(), "bytes", resp.(*csi.ControllerExpandVolumeResponse).GetCapacityBytes()}
+	case *csi.CreateSnapshotRequest:
+		if s := resp.(*csi.CreateSnapshotResponse).GetSnapshot(); s.GetReadyToUse() {
+			return []any{"name", r.GetName(), "snapshotID", s.GetSnapshotId(), "volumeID", s.GetSourceVolumeId()}
+		}
+	case *csi.DeleteSnapshotRequest:
+		return []any{"snapshotID", r.GetSnapshotId()}
+	case *csi.ControllerPublishVolumeRequest:
+		return []any{"volumeID", r.GetVolumeId(), "node", r.GetNodeId()}
+	case *csi.ControllerUnpublishVolumeRequest:
+		return []any{"volumeID", r.GetVolumeId(), "node", r.GetNodeId()}
+	case *csi.NodeStageVolumeRequest:
+		return []any{"volumeID", r.GetVolumeId(), "path", r.GetStagingTargetPath()}
+	case *csi.NodeUnstageVolumeRequest:
+		return []any{"volumeID", r.GetVolumeId(), "path", r.GetStagingTargetPath()}
+	case *csi.NodePublishVolumeRequest:
+		return []any{"volumeID", r.GetVolumeId(), "path", r.GetTargetPath()}
+	case *csi.NodeUnpublishVolumeRequest:
+		return []any{"volumeID", r.GetVolumeId(), "path", r.GetTargetPath()}
+	}
+	return nil
 }
 
 // measuring records how long each request took and how it ended.

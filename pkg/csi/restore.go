@@ -59,7 +59,8 @@ func (d *Driver) createFromBackup(ctx context.Context, c creation, s Snapshot) (
 		return err
 	}
 	st, err := d.awaitRestore(ctx, engine, backup.RestoreRequest{
-		ID: restore, Repository: s.Repository, Backup: s.Backup, Target: backup.Source(export), Wanted: draft})
+		ID: restore, Repository: s.Repository, Backup: s.Backup, Volume: Volume{Backend: c.backendName, Share: share.ID}.String(),
+		Name: c.name, Target: backup.Source(export), Wanted: draft})
 	if errors.Is(err, backup.ErrFailed) || errors.Is(err, backend.ErrExhausted) {
 		// Final: the orchestrator may never come back, so nothing stays.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTimeout)

@@ -150,7 +150,11 @@ func (d *Driver) DeleteSnapshot(ctx context.Context, req *csi.DeleteSnapshotRequ
 	if err != nil {
 		return nil, err
 	}
-	if err := b.DeleteSnapshot(ctx, s.Snapshot); err != nil {
+	err = b.DeleteSnapshot(ctx, s.Snapshot)
+	if errors.Is(err, backend.ErrInUse) {
+		return nil, fmt.Errorf("%w; delete the snapshot volumes that refer to it first: their handles begin with %s#", err, s)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("delete snapshot %s: %w", s, err)
 	}
 	return &csi.DeleteSnapshotResponse{}, nil

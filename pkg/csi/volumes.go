@@ -168,6 +168,16 @@ func sizes(r *csi.CapacityRange) (least, most int64, err error) {
 	return least, most, nil
 }
 
+func rangeText(least, most int64) string {
+	switch {
+	case most == 0:
+		return fmt.Sprintf("at least %d", least)
+	case most == least:
+		return fmt.Sprint(most)
+	}
+	return fmt.Sprintf("%d to %d", least, most)
+}
+
 // holding raises the least size to what the source needs. A request asks for at
 // least so many bytes, so more is right as long as its limit allows it.
 func (c *creation) holding(source string, size int64) error {
@@ -211,7 +221,7 @@ func (c creation) existing(ctx context.Context) (*backend.Share, error) {
 		return nil, fmt.Errorf("volume %q exists, made from %q and not from %q: %w",
 			c.name, share.Description[describeSource], c.source, backend.ErrConflict)
 	case share.Size < c.min || c.max > 0 && share.Size > c.max:
-		return nil, fmt.Errorf("volume %q exists with %d bytes, which is not what is asked for: %w", c.name, share.Size, backend.ErrConflict)
+		return nil, fmt.Errorf("volume %q exists with %d bytes, and asked for are %s: %w", c.name, share.Size, rangeText(c.min, c.max), backend.ErrConflict)
 	case share.Role != backend.RoleUser:
 		return nil, fmt.Errorf("share %q exists and is not a volume: %w", c.name, backend.ErrConflict)
 	}

@@ -77,6 +77,10 @@ type Parent struct {
 // Restore is a task that fills a share from one backup.
 type Restore struct {
 	Backup string `json:"backup"`
+	// Volume is the handle of the volume that the share becomes, and Name its CSI
+	// name; both are only shown.
+	Volume string `json:"volume,omitempty"`
+	Name   string `json:"name,omitempty"`
 }
 
 // Result is how a mover ended.

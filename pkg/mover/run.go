@@ -246,7 +246,7 @@ func (m *mover) backup(ctx context.Context, b *Backup) error {
 			if err := m.forget(ctx, summary.SnapshotID); err != nil {
 				return err
 			}
-			return fail(ReasonIncomplete, "%w; see to the files, or accept partial backups", err)
+			return fail(ReasonIncomplete, "%w; see to the files, or accept partial backups (allowPartial: \"true\" in the class)", err)
 		}
 		m.Log.Info("Backup lacks files", "snapshot", summary.SnapshotID, "reason", err.Error())
 		var said *restic.Error
@@ -478,7 +478,7 @@ func (m *mover) notEmptied(b *Backup, parent *Parent) error {
 	if err != nil {
 		return fmt.Errorf("read volume: %w", err)
 	}
-	return fail(ReasonEmpty, "the volume is empty, and its last backup (%s) has %d files; accept empty backups if this is meant",
+	return fail(ReasonEmpty, "the volume is empty, and its last backup (%s) has %d files; if this is meant, accept empty backups (allowEmpty: \"true\" in the class)",
 		parent.Time.UTC().Format(time.RFC3339), parent.Files-1)
 }
 

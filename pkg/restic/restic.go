@@ -77,13 +77,18 @@ type BackupRequest struct {
 
 // BackupSummary is what restic says at the end of a backup.
 type BackupSummary struct {
-	SnapshotID                              string
-	FilesNew, FilesChanged, FilesUnmodified int64
-	TotalFiles, TotalDirs, TotalBytes       int64
+	SnapshotID      string `json:"snapshotID"`
+	FilesNew        int64  `json:"filesNew"`
+	FilesChanged    int64  `json:"filesChanged"`
+	FilesUnmodified int64  `json:"filesUnmodified"`
+	TotalFiles      int64  `json:"totalFiles"`
+	TotalDirs       int64  `json:"totalDirs"`
+	TotalBytes      int64  `json:"totalBytes"`
 	// DataAdded is what the repository grew by before compression,
 	// DataAddedPacked after it, both in bytes.
-	DataAdded, DataAddedPacked int64
-	Duration                   time.Duration
+	DataAdded       int64         `json:"dataAdded"`
+	DataAddedPacked int64         `json:"dataAddedPacked"`
+	Duration        time.Duration `json:"durationNanoseconds"`
 }
 
 // RestoreRequest says what to restore: the whole snapshot, into Dir, made equal
@@ -99,8 +104,12 @@ type RestoreRequest struct {
 // Files are entries of any type here, directories too. Skipped are those that
 // were there already with the right content, and are not in the totals.
 type RestoreSummary struct {
-	TotalFiles, FilesRestored, TotalBytes, BytesRestored int64
-	FilesSkipped, BytesSkipped                           int64
+	TotalFiles    int64 `json:"totalFiles"`
+	FilesRestored int64 `json:"filesRestored"`
+	TotalBytes    int64 `json:"totalBytes"`
+	BytesRestored int64 `json:"bytesRestored"`
+	FilesSkipped  int64 `json:"filesSkipped"`
+	BytesSkipped  int64 `json:"bytesSkipped"`
 }
 
 // Client is what one repository can be asked. [Repository] is the real one.

@@ -172,11 +172,11 @@ func Version(ctx context.Context, program string) (string, error) {
 		return "", ctx.Err()
 	}
 	var v struct{ Version string }
-	if err == nil {
-		err = json.Unmarshal(out, &v)
+	if err == nil && json.Unmarshal(out, &v) != nil {
+		err = fmt.Errorf("it says %.60q, and not in JSON", strings.TrimSpace(string(out)))
 	}
 	if err != nil || v.Version == "" {
-		return "", fmt.Errorf("%w: %s version: %v", ErrVersion, program, err)
+		return "", fmt.Errorf("%w, which is %s: %s version: %v", ErrVersion, PinnedVersion, program, err)
 	}
 	return v.Version, nil
 }

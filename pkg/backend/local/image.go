@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -41,15 +42,48 @@ func (i image) lock(ctx context.Context) (*os.File, error) {
 	return f, nil
 }
 
+// check says whether there can be an image of a size, before anything is made.
+func (i image) check(size int64) error {
+	if size < MinImageSize {
+		return fmt.Errorf("%w: size %s: an image has at least %s", backend.ErrInvalid, sizeText(size), sizeText(MinImageSize))
+	}
+	dir := i.dir
+	for !exists(dir) && dir != filepath.Dir(dir) {
+		dir = filepath.Dir(dir)
+	}
+	// A file without a name is gone when it is closed. Where there is none, making
+	// the image will say what is wrong.
+	f, err := os.OpenFile(dir, unix.O_TMPFILE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	if err := f.Truncate(size); errors.Is(err, unix.EFBIG) {
+		return fmt.Errorf("%w: size %s: the file system of %s has no files as large as that", backend.ErrInvalid, sizeText(size), dir)
+	}
+	return nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// sizeText writes a size in the units in which people write one.
+func sizeText(n int64) string {
+	unit := 0
+	for unit < 4 && n != 0 && n%1024 == 0 {
+		n, unit = n/1024, unit+1
+	}
+	return strconv.FormatInt(n, 10) + []string{" bytes", "Ki", "Mi", "Gi", "Ti"}[unit]
+}
+
 // attach makes the image if there is none, mounts it if it is not mounted, and
 // grows it if it is smaller than size. A process that is killed in between
 // leaves nothing that the next call would not finish. It returns the root of the
 // file system: as long as that is open, nobody can unmount it.
 func (i image) attach(ctx context.Context, size int64) (root *os.File, err error) {
 	size &^= 4095
-	if size < MinImageSize {
-		return nil, fmt.Errorf("%w: size %d: an image has at least %d bytes", backend.ErrInvalid, size, MinImageSize)
-	}
 	if err := os.MkdirAll(i.mount(), 0o700); err != nil {
 		return nil, err
 	}
@@ -74,8 +108,8 @@ func (i image) attach(ctx context.Context, size int64) (root *os.File, err error
 		return nil, err
 	}
 	if st.Size() > size {
-		return nil, fmt.Errorf("%w: size %d: the image %s has %d bytes and cannot shrink; set the size to at least that",
-			backend.ErrInvalid, size, i.file(), st.Size())
+		return nil, fmt.Errorf("%w: size %s: the image %s has %s and cannot shrink; set the size to at least that",
+			backend.ErrInvalid, sizeText(size), i.file(), sizeText(st.Size()))
 	}
 	if st.Size() < size {
 		if err := img.Truncate(size); err != nil {

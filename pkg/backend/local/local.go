@@ -87,6 +87,9 @@ func Open(ctx context.Context, o Options) (_ *Backend, err error) {
 		return nil, fmt.Errorf("%w: a path is needed, and a size of 0 or more bytes", backend.ErrInvalid)
 	}
 	if o.Size != 0 {
+		if err := (image{o.Path}).check(o.Size); err != nil {
+			return nil, err
+		}
 		if err := os.MkdirAll(o.Path, 0o700); err != nil {
 			return nil, err
 		}

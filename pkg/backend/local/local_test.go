@@ -438,6 +438,17 @@ func TestImageSize(t *testing.T) {
 		_, err := Open(t.Context(), Options{Path: s.Path, Size: size})
 		s.is(err, backend.ErrInvalid)
 	}
+	for size, words := range map[int64]string{10 << 10: "size 10Ki: an image has at least 256Mi", 1 << 60: "1048576Ti"} {
+		path := filepath.Join(t.TempDir(), "new")
+		_, err := Open(t.Context(), Options{Path: path, Size: size})
+		s.is(err, backend.ErrInvalid)
+		if err != nil && !strings.Contains(err.Error(), words) {
+			t.Errorf("size %d: %v", size, err)
+		}
+		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("size %d leaves something behind: %v", size, err)
+		}
+	}
 	b := s.open()
 	before, err := b.Capacity(t.Context())
 	s.ok(err)

@@ -1,0 +1,60 @@
+package main
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestRefusedStarts: what is wrong with a command line is said before anything
+// is made.
+func TestRefusedStarts(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	state := filepath.Join(dir, "state")
+	config := write("config.yaml", "backends: [{name: local, local: {path: "+state+", size: 10Ki}}]")
+	old := write("restic", "#!/bin/sh\necho restic 0.14.0 compiled with go1.19\n")
+	for line, words := range map[string][]string{
+		"standalone --endpont x": {`"endpoint"`, "--help"},
+		"standlone":              {"standalone"},
+		"standalone":             {"required", "endpoint", "config", "node-id"},
+		"standalone --endpoint unix:///x --config " + config + " --node-id a/b":                 {"--node-id", "letters"},
+		"standalone --endpoint unix:///x --config " + config + " --node-id a --zone -":          {"--zone"},
+		"standalone --endpoint unix:///x --config " + config + " --node-id a --restic " + old:   {"0.14.0", "0.19.1", "--any-restic-version"},
+		"standalone --endpoint unix:///x --config " + config + " --node-id a --restic /nowhere": {"/nowhere", "--restic"},
+		"standalone --endpoint unix:///x --config " + config + " --node-id a":                   {"10Ki", "256Mi"},
+		"demo --source " + config: {"--source", "directory"},
+		"mover":                   {"required", "record"},
+	} {
+		root := newCommand()
+		root.SetArgs(strings.Fields(line))
+		err := root.ExecuteContext(context.Background())
+		for _, w := range words {
+			if err == nil || !strings.Contains(err.Error(), w) {
+				t.Errorf("abaca %s: %v; it does not speak of %s", line, err, w)
+			}
+		}
+	}
+	if _, err := os.Stat(state); err == nil {
+		t.Error("something was made all the same")
+	}
+}
+
+// TestRequiredFlagsAreMarked: the help says what must be given.
+func TestRequiredFlagsAreMarked(t *testing.T) {
+	for _, cmd := range newCommand().Commands() {
+		for _, name := range []string{"endpoint", "config", "node-id", "record"} {
+			if f := cmd.Flags().Lookup(name); f != nil && !strings.HasSuffix(f.Usage, "(required)") {
+				t.Errorf("%s --%s: %s", cmd.Name(), name, f.Usage)
+			}
+		}
+	}
+}
