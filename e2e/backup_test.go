@@ -409,7 +409,7 @@ func TestHTTP(t *testing.T) {
 	restored := d.volume(fromSnapshot(volumeRequest("restored", writers), saved.GetSnapshotId()))
 	for path, words := range map[string][]string{
 		"/healthz": {"ok"},
-		"/status":  {`"kind":"backup"`, `"name":"saved"`, `"phase":"succeeded"`, `"backupSummary":{"snapshotID":"`,
+		"/status": {`"kind":"backup"`, `"name":"saved"`, `"phase":"succeeded"`, `"backupSummary":{"snapshotID":"`,
 			`"kind":"restore","name":"restored","volume":"` + restored.GetVolumeId(), `"restoreSummary":{"totalFiles":`},
 		"/metrics": {"csi_plugin_operations_seconds", `abaca_mover_ended_total{kind="backup",repository="offsite",result="succeeded"} 1`,
 			`abaca_build_info{goversion="go`},
