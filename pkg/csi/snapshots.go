@@ -39,12 +39,9 @@ func (d *Driver) CreateSnapshot(ctx context.Context, req *csi.CreateSnapshotRequ
 		return nil, err
 	}
 	// A source that has gone is no obstacle to what was made of it before.
-	share, err := b.Share(ctx, v.Share)
-	if err != nil && !isNotFound(err) {
+	share, err := userShare(ctx, b, v)
+	if err != nil && (!isNotFound(err) || share != nil) {
 		return nil, err
-	}
-	if share != nil && share.Draft {
-		return nil, fmt.Errorf("volume %s is still being restored: %w", v, backend.ErrPending)
 	}
 	if share != nil && !share.Can.Snapshot {
 		return nil, fmt.Errorf("the share type of volume %s has no snapshots: %w", v, backend.ErrUnsupported)

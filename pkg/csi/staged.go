@@ -65,15 +65,15 @@ func (d *Driver) dropStaged(volume, path string) error {
 const exportKey = "export"
 
 // source returns where a volume is to be mounted from. A process that has the
-// backend asks it; a node without gets the answer in the publish context, which
-// only the controller writes. A volume context is not believed: whoever can
+// backend asks it; a node that is no controller gets the answer in the publish
+// context, which only the controller writes. A volume context is not believed: whoever can
 // write one could name another's share.
 func (d *Driver) source(ctx context.Context, v Volume, published map[string]string) (mount.Source, error) {
 	export := &backend.Export{}
 	var err error
 	if b := d.Backends[v.Backend]; b != nil {
 		export, err = exported(ctx, b, v)
-	} else if text, ok := published[exportKey]; !ok {
+	} else if text, ok := published[exportKey]; !ok || d.Controller {
 		err = fmt.Errorf("backend %q is not configured here, and the publish context has no export; was the volume published to this node? %w", v.Backend, backend.ErrInvalid)
 	} else if err = json.Unmarshal([]byte(text), export); err != nil || export.Target != v.Target() {
 		err = fmt.Errorf("the publish context is not of volume %s: %w", v, backend.ErrInvalid)

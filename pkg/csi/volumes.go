@@ -455,7 +455,7 @@ func (d *Driver) createView(ctx context.Context, c creation, v Volume, temporary
 	if err != nil && !isNotFound(err) {
 		return nil, err
 	}
-	if _, err := userShare(ctx, c.backend, v); err != nil && !isNotFound(err) {
+	if share, err := userShare(ctx, c.backend, v); err != nil && (!isNotFound(err) || share != nil) {
 		return nil, err
 	}
 	snapshot, err := c.backend.CreateSnapshot(ctx, temporary)
@@ -470,16 +470,17 @@ func (d *Driver) createView(ctx context.Context, c creation, v Volume, temporary
 }
 
 // userShare returns a share that is a volume. One that is still being filled is
-// ErrPending; what Abaca made for its own use is nobody's business.
+// ErrPending; what Abaca made for its own use is nobody's business. With these
+// errors it returns the share too.
 func userShare(ctx context.Context, b backend.Backend, v Volume) (*backend.Share, error) {
 	share, err := b.Share(ctx, v.Share)
 	switch {
 	case err != nil:
 		return nil, err
 	case share.Role != backend.RoleUser:
-		return nil, fmt.Errorf("volume %s: %w", v, backend.ErrNotFound)
+		return share, fmt.Errorf("volume %s: %w", v, backend.ErrNotFound)
 	case share.Draft:
-		return nil, fmt.Errorf("volume %s is still being restored: %w", v, backend.ErrPending)
+		return share, fmt.Errorf("volume %s is still being restored: %w", v, backend.ErrPending)
 	}
 	return share, nil
 }

@@ -332,6 +332,10 @@ func (m *mover) restore(ctx context.Context, r *Restore) error {
 		return fail(ReasonNotFound, "the repository has no backup %q", r.Backup)
 	}
 	snapshot := snapshots[len(snapshots)-1]
+	if !slices.ContainsFunc(snapshot.Paths, func(p string) bool { return filepath.Base(p) == dataName }) {
+		return fail(ReasonNotFound, "restic snapshot %s bears the tag of backup %q, but somebody else has made it: it has no %q at its top",
+			snapshot.ID, r.Backup, dataName)
+	}
 	var summary *restic.RestoreSummary
 	err = m.locked(ctx, func(wait time.Duration) (err error) {
 		summary, err = m.Restic.Restore(ctx, restic.RestoreRequest{SnapshotID: snapshot.ID, Dir: m.Dir, RetryLock: wait}, m.Report)

@@ -143,7 +143,7 @@ func restoreTask() Task {
 
 // snapshot is one of the volume; files is -1 for no summary.
 func snapshot(id, backup string, files int64) restic.Snapshot {
-	s := restic.Snapshot{ID: id, Tags: []string{TagVolume + "local/v", TagBackup + backup}, Summary: &restic.BackupSummary{TotalFiles: files}}
+	s := restic.Snapshot{ID: id, Paths: []string{Dir + "/data", Dir + "/volume.json"}, Tags: []string{TagVolume + "local/v", TagBackup + backup}, Summary: &restic.BackupSummary{TotalFiles: files}}
 	if files < 0 {
 		s.Summary = nil
 	}
@@ -278,8 +278,12 @@ func TestFlow(t *testing.T) {
 			log: []string{again, "restore s1 0s"},
 		},
 		"restore what may be unreadable": {task: restoreTask(), tweaks: []tweak{errs("snapshots", restic.ErrIncomplete)}, reason: ReasonRepository, log: []string{again}},
-		"restore what is not there":      {task: restoreTask(), reason: ReasonNotFound, log: []string{again}},
-		"restore without repository":     {task: restoreTask(), tweaks: []tweak{missing}, reason: ReasonNotFound, log: []string{again}},
+		"restore what somebody else has made": {
+			task: restoreTask(), tweaks: []tweak{had(snapshot("s1", "b1", 3)), func(_ *Task, f *fakeRepository, _ *fakeMounts) { f.snapshots[0].Paths = []string{"/home"} }},
+			reason: ReasonNotFound, log: []string{again},
+		},
+		"restore what is not there":  {task: restoreTask(), reason: ReasonNotFound, log: []string{again}},
+		"restore without repository": {task: restoreTask(), tweaks: []tweak{missing}, reason: ReasonNotFound, log: []string{again}},
 		"restore while locked": {
 			task: restoreTask(), tweaks: []tweak{recovering, had(snapshot("s1", "b1", 3)), errs("restore", restic.ErrLocked)},
 			log: []string{"unlock", again, "restore s1 0s", "unlock", "restore s1 10m0s"},
