@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -623,11 +624,22 @@ func newMessage(t *testing.T, d protoreflect.MessageDescriptor) proto.Message {
 	return messageTypes[d.FullName()].New().Interface()
 }
 
-// FuzzRequests feeds arbitrary bytes as the request of every RPC.
+// FuzzRequests feeds arbitrary bytes as the request of every RPC, to a driver
+// that has a volume, a snapshot, a snapshot volume and a backup.
 func FuzzRequests(f *testing.F) {
 	for i := range requestTypes {
 		f.Add(i, []byte{})
 		f.Add(i, []byte("\n\x01x\x12\x00\x1a\x00"))
+	}
+	_, known := fuzzed(f)
+	for _, req := range known {
+		b, err := proto.Marshal(req)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(slices.IndexFunc(requestTypes, func(t protoreflect.MessageType) bool {
+			return t.Descriptor() == req.ProtoReflect().Descriptor()
+		}), b)
 	}
 	f.Fuzz(func(t *testing.T, i int, b []byte) {
 		kind := requestTypes[(i%len(requestTypes)+len(requestTypes))%len(requestTypes)]
@@ -635,12 +647,56 @@ func FuzzRequests(f *testing.F) {
 		if proto.Unmarshal(b, req) != nil {
 			return
 		}
-		store := memory.NewStore("")
-		d := &Driver{Controller: true, Node: true, NodeID: "here", Backends: map[string]backend.Backend{"mem": store.Open()},
-			DefaultBackend: "mem", Mounts: noMounts{}, StagedDir: t.TempDir(), Now: time.Now}
+		d, _ := fuzzed(t)
 		dispatch(d, req) // a panic fails
 		lockKeys(req)
 	})
+}
+
+// fuzzed returns a driver with something of each kind, and requests that speak
+// of it.
+func fuzzed(t testing.TB) (*Driver, []proto.Message) {
+	backends := map[string]backend.Backend{"mem": memory.NewStore("").Open()}
+	d := &Driver{Controller: true, Node: true, NodeID: "here", Backends: backends, Backups: newEngine(backends),
+		DefaultBackend: "mem", Mounts: noMounts{}, StagedDir: t.TempDir(), Now: time.Now}
+	ctx := context.Background()
+	v, err := d.CreateVolume(ctx, create("data", writer, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	volume := v.GetVolume().GetVolumeId()
+	cut := &csi.CreateSnapshotRequest{Name: "cut", SourceVolumeId: volume}
+	snap, err := d.CreateSnapshot(ctx, cut)
+	if err != nil {
+		t.Fatal(err)
+	}
+	save := &csi.CreateSnapshotRequest{Name: "saved", SourceVolumeId: volume, Parameters: map[string]string{"type": "backup", "repository": "offsite"}}
+	saved, err := d.CreateSnapshot(ctx, save)
+	if err == nil {
+		saved, err = d.CreateSnapshot(ctx, save)
+	}
+	if err != nil || !saved.GetSnapshot().GetReadyToUse() {
+		t.Fatal(saved, err)
+	}
+	reading := create("look", reader, contentSource(snap.GetSnapshot().GetSnapshotId()))
+	ref, err := d.CreateVolume(ctx, reading)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d, []proto.Message{
+		reading, create("view", reader, contentSource(volume)), create("clone", writer, contentSource(volume)),
+		create("restored", writer, contentSource(saved.GetSnapshot().GetSnapshotId())), cut, save,
+		&csi.DeleteSnapshotRequest{SnapshotId: saved.GetSnapshot().GetSnapshotId()},
+		&csi.DeleteSnapshotRequest{SnapshotId: snap.GetSnapshot().GetSnapshotId()},
+		&csi.ListSnapshotsRequest{SnapshotId: saved.GetSnapshot().GetSnapshotId()},
+		&csi.GetSnapshotRequest{SnapshotId: saved.GetSnapshot().GetSnapshotId()},
+		&csi.DeleteVolumeRequest{VolumeId: volume}, &csi.DeleteVolumeRequest{VolumeId: ref.GetVolume().GetVolumeId()},
+		&csi.ControllerPublishVolumeRequest{VolumeId: volume, NodeId: "here,192.0.2.1", VolumeCapability: cap1(writer)},
+		&csi.ControllerUnpublishVolumeRequest{VolumeId: volume, NodeId: "here"},
+		&csi.NodeStageVolumeRequest{VolumeId: volume, StagingTargetPath: "/s", VolumeCapability: cap1(writer)},
+		&csi.NodePublishVolumeRequest{VolumeId: ref.GetVolume().GetVolumeId(), StagingTargetPath: "/s", TargetPath: "/t", VolumeCapability: cap1(reader)},
+		&csi.NodeGetVolumeStatsRequest{VolumeId: volume, VolumePath: "/t"},
+	}
 }
 
 // noMounts lets the fuzzer name any path without harm.
@@ -698,6 +754,10 @@ func dispatch(d *Driver, req proto.Message) {
 		d.CreateVolume(ctx, r)
 	case *csi.DeleteVolumeRequest:
 		d.DeleteVolume(ctx, r)
+	case *csi.ControllerPublishVolumeRequest:
+		d.ControllerPublishVolume(ctx, r)
+	case *csi.ControllerUnpublishVolumeRequest:
+		d.ControllerUnpublishVolume(ctx, r)
 	case *csi.ValidateVolumeCapabilitiesRequest:
 		d.ValidateVolumeCapabilities(ctx, r)
 	case *csi.ListVolumesRequest:
