@@ -9,9 +9,9 @@ DEMO    ?=
 export GOFLAGS := $(strip $(shell go env GOFLAGS 2>/dev/null) -buildvcs=false)
 export PATH := $(CURDIR)/bin:$(PATH)
 
-.PHONY: help build test demo bench lint image e2e
+.PHONY: help build test demo bench lint image e2e mutations
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: bin/abaca bin/restic ## build bin/abaca and the pinned bin/restic (2 CPU minutes, once)
 
@@ -30,6 +30,9 @@ lint: ## gofmt, go vet, staticcheck, go mod tidy: all clean
 
 image: ## build the container image (docker or podman; IMAGE=name:tag)
 	@hack/image $(IMAGE) $(VERSION)
+
+mutations: deps-test bin/restic ## break the code once a promise, and see the tests go red (root; a quarter of an hour)
+	@go run ./test/mutations
 
 e2e: deps-test bin/restic ## csi-sanity and the kill tests alone, in full words (root)
 	go test -count=1 -timeout 20m -v ./e2e/...

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -299,4 +300,18 @@ func TestFullBackend(t *testing.T) {
 		t.Errorf("the other volume holds %q", got)
 	}
 	d.unpublish(small)
+}
+
+// TestExample runs the client of the documentation.
+func TestExample(t *testing.T) {
+	s := newSite(t)
+	d := s.start()
+	out, err := exec.Command("go", "run", "../docs/examples/client", "unix://"+d.socket, s.path("mounted")).CombinedOutput()
+	if err != nil || !strings.HasPrefix(string(out), "backup/offsite/") {
+		t.Errorf("%v: %s", err, out)
+	}
+	s.calm()
+	if got := s.inventory(); got != "0 shares, 0 snapshots (0 temporary), 0 exports, 1 backups, 0 movers, 0 locks" {
+		t.Errorf("there is %s", got)
+	}
 }

@@ -1,0 +1,146 @@
+// Command mutations breaks the code once for each promise, without touching the
+// tree, and sees whether the tests that keep the promise go red.
+//
+//	mutations [-only WORD]
+//
+// The exit code is 0 only if every mutation was found. It needs root, and
+// bin/restic.
+package main
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+)
+
+// mutation is one way to break a promise (docs/design, "Promises"): the text old
+// in file becomes new, and a test of pkg must fail.
+type mutation struct {
+	promise, file, old, new, pkg, test string
+}
+
+var mutations = []mutation{
+	{"1 a snapshot volume cannot be written", "pkg/csi/node.go",
+		"readOnly: readOnly || v.Referring() || reads(vc),", "readOnly: readOnly,", "./e2e", "TestSnapshotVolumeCannotBeWritten"},
+	{"2 only the right read-only mount is backed up", "pkg/mover/run.go",
+		"err := m.Mounts.Prove(ctx, filepath.Join(m.Dir, dataName), m.task.Source, readOnly)", "err := error(nil)", "./pkg/mover", "TestFlow"},
+	{"2 a source that goes away is noticed", "pkg/mover/run.go",
+		"return errors.Join(err, m.forget(ctx, summary.SnapshotID))\n\t\t}\n\t}\n\tif errors.Is", "_ = err\n\t\t}\n\t}\n\tif errors.Is", "./pkg/mover", "TestFlow"},
+	{"2 an emptied volume is refused", "pkg/mover/run.go",
+		"if b.AllowEmpty || parent.Files <= 1 {", "if true {", "./e2e", "TestEmptiedVolume"},
+	{"3 a volume is bound only when it is restored", "pkg/csi/restore.go",
+		"if st.Phase != backup.Succeeded {", "if false {", "./e2e", "TestMoverKilledAtEveryPoint"},
+	{"3 what is restored is verified", "pkg/restic/repository.go",
+		`"--sparse", "--verify",`, `"--sparse",`, "./pkg/restic", "TestArguments"},
+	{"4 what a dead mover has left is not a backup", "pkg/mover/run.go",
+		"if err := m.forget(ctx, found.doubtful...); err != nil {", "if false {", "./pkg/mover", "TestFlow"},
+	{"4 a restore is found again by its draft", "pkg/csi/restore.go",
+		"if share != nil && !share.Draft {", "if share != nil {", "./e2e", "TestMoverKilledAtEveryPoint"},
+	{"5 an unchanged volume is not read", "pkg/restic/repository.go",
+		`parent = "--parent=" + req.Parent`, `parent = "--force"`, "./e2e", "TestUnchangedBackupIsCheap"},
+	{"6 no secret in an error", "pkg/restic/error.go",
+		"text := redact.Replace(line)", "text := line", "./pkg/restic", "TestSecrets"},
+	{"6 no secret in the log", "pkg/csi/interceptors.go",
+		`"request", protosanitizer.StripSecrets(req).String()`, `"request", fmt.Sprint(req)`, "./pkg/csi", "TestSecretsAreStrippedFromTheLog"},
+	{"7 a publish context names nothing to a controller", "pkg/csi/staged.go",
+		"!ok || d.Controller {", "!ok {", "./e2e", "TestForgedNames"},
+	{"7 what Abaca made for itself is no source", "pkg/csi/volumes.go",
+		"(!isNotFound(err) || share != nil)", "!isNotFound(err)", "./e2e", "TestForgedNames"},
+	{"7 a handle's consumer must hold the snapshot", "pkg/csi/staged.go",
+		"if export.Target != v.Target() {\n\t\t\treturn nil, fmt.Errorf(\"volume %s: %w\"", "if false {\n\t\t\treturn nil, fmt.Errorf(\"volume %s: %w\"", "./e2e", "TestForgedNames"},
+	{"7 a restic snapshot of somebody else is no backup", "pkg/mover/run.go",
+		"return filepath.Base(p) == dataName })", "return true })", "./pkg/mover", "TestFlow"},
+	{"9 a stale lock is removed", "pkg/mover/run.go",
+		"if err := m.Restic.Unlock(ctx); err != nil {\n\t\treturn err\n\t}\n\treturn do(m.LockWait)", "return do(m.LockWait)", "./pkg/mover", "TestFlow"},
+	{"10 plain restic finds the description", "pkg/mover/run.go",
+		"[]string{dataName, descriptionName},", "[]string{dataName},", "./pkg/mover", "TestRequest"},
+	{"a vanished repository is not made anew", "pkg/restic/run.go",
+		"r.seen.before(e)", "_ = r.seen.before", "./e2e", "TestVanishedRepository"},
+	{"a mounted share is not deleted", "pkg/backend/local/share.go",
+		"if len(places) > 0 {", "if false {", "./pkg/backend/local", "TestDeleteMounted"},
+	{"a held snapshot is not deleted", "pkg/backend/local/snapshot.go",
+		"if len(holders) > 0 {", "if false {", "./pkg/backend/local", "TestConformance"},
+	{"one name is one backup", "pkg/backup/engine.go",
+		"if b.ID == req.ID {", "if false {", "./pkg/backup", "TestOneNameInTwoRepositories"},
+}
+
+func main() {
+	only := flag.String("only", "", "run the mutations whose line holds this `word`")
+	flag.Parse()
+	missed := 0
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	for _, m := range mutations {
+		line := strings.Join([]string{m.promise, m.file, m.test}, "\t")
+		if !strings.Contains(line, *only) {
+			continue
+		}
+		found, err := m.run()
+		verdict := "red"
+		switch {
+		case err != nil:
+			verdict = "NOT RUN: " + err.Error()
+		case !found:
+			verdict = "STAYED GREEN"
+		}
+		if verdict != "red" {
+			missed++
+		}
+		fmt.Fprintf(w, "%s\t%s\n", line, verdict)
+		w.Flush()
+	}
+	if missed > 0 {
+		fmt.Fprintf(os.Stderr, "mutations: %d are not found\n", missed)
+		os.Exit(1)
+	}
+}
+
+// run says whether the test fails with the mutation, and only with it.
+func (m mutation) run() (bool, error) {
+	text, err := os.ReadFile(m.file)
+	if err != nil {
+		return false, err
+	}
+	if n := strings.Count(string(text), m.old); n == 0 {
+		return false, fmt.Errorf("%s has no %q", m.file, m.old)
+	}
+	dir, err := os.MkdirTemp("", "abaca-mutation-")
+	if err != nil {
+		return false, err
+	}
+	defer os.RemoveAll(dir)
+	mutant, overlay := filepath.Join(dir, "mutant.go"), filepath.Join(dir, "overlay.json")
+	original, err := filepath.Abs(m.file)
+	if err != nil {
+		return false, err
+	}
+	replace, err := json.Marshal(map[string]any{"Replace": map[string]string{original: mutant}})
+	if err != nil {
+		return false, err
+	}
+	if err := os.WriteFile(overlay, replace, 0o600); err != nil {
+		return false, err
+	}
+	if err := os.WriteFile(mutant, []byte(strings.ReplaceAll(string(text), m.old, m.new)), 0o600); err != nil {
+		return false, err
+	}
+	// By the environment, so that it reaches what a test builds too. Vet would
+	// complain of a mutant's remains.
+	env := append(os.Environ(), "GOFLAGS="+os.Getenv("GOFLAGS")+" -overlay="+overlay)
+	build := exec.Command("go", "test", "-vet=off", "-run=^$", m.pkg)
+	build.Env = env
+	if out, err := build.CombinedOutput(); err != nil {
+		return false, fmt.Errorf("the mutant does not build: %s", out)
+	}
+	cmd := exec.Command("go", "test", "-vet=off", "-count=1", "-timeout=10m", "-run=^("+m.test+")$", m.pkg)
+	cmd.Env = env
+	out, err := cmd.CombinedOutput()
+	if err == nil && strings.Contains(string(out), "no tests to run") {
+		return false, fmt.Errorf("there is no %s in %s", m.test, m.pkg)
+	}
+	return err != nil, nil
+}
