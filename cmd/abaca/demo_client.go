@@ -286,7 +286,7 @@ func (d *demo) backUp(ctx context.Context, of *demoVolume, name string) (demoSna
 
 // restore asks for a volume from a backup until it is there.
 func (d *demo) restore(ctx context.Context, name string, size int64, backup string) (*demoVolume, error) {
-	defer d.watch(ctx, "restore", "")()
+	defer d.watch(ctx, "restore", name)()
 	return d.createVolume(ctx, name, size, demoWriter, backup)
 }
 
