@@ -657,7 +657,8 @@ func FuzzRequests(f *testing.F) {
 // of it.
 func fuzzed(t testing.TB) (*Driver, []proto.Message) {
 	backends := map[string]backend.Backend{"mem": memory.NewStore("").Open()}
-	d := &Driver{Controller: true, Node: true, NodeID: "here", Backends: backends, Backups: newEngine(backends),
+	engine, _ := newEngine(backends)
+	d := &Driver{Controller: true, Node: true, NodeID: "here", Backends: backends, Backups: engine,
 		DefaultBackend: "mem", Mounts: noMounts{}, StagedDir: t.TempDir(), Now: time.Now}
 	ctx := context.Background()
 	v, err := d.CreateVolume(ctx, create("data", writer, nil))

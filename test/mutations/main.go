@@ -34,7 +34,7 @@ var mutations = []mutation{
 	{"2 an emptied volume is refused", "pkg/mover/run.go",
 		"if b.AllowEmpty || parent.Files <= 1 {", "if true {", "./e2e", "TestEmptiedVolume"},
 	{"3 a volume is bound only when it is restored", "pkg/csi/restore.go",
-		"if st.Phase != backup.Succeeded {", "if false {", "./e2e", "TestMoverKilledAtEveryPoint"},
+		"if st.Phase != backup.Succeeded {", "if false {", "./pkg/csi", "TestVolumeIsBoundWhenItIsRestored"},
 	{"3 what is restored is verified", "pkg/restic/repository.go",
 		`"--sparse", "--verify",`, `"--sparse",`, "./pkg/restic", "TestArguments"},
 	{"4 what a dead mover has left is not a backup", "pkg/mover/run.go",
