@@ -10,7 +10,6 @@ import (
 // testPage drives the three listings through one test: a listing is a way to
 // add an object, one to remove it, and one to see what there is.
 func testPage(s *suite) {
-	base := s.share("base")
 	s.sub("shares", func(s *suite) {
 		s.page(
 			func(name string) string { return s.share(name).ID },
@@ -21,6 +20,7 @@ func testPage(s *suite) {
 			})
 	})
 	s.sub("snapshots", func(s *suite) {
+		base := s.share("base of snapshots") // not earlier: any share may have been removed
 		s.page(
 			func(name string) string { return s.snapshot(name, base).ID },
 			func(id string) { s.ok(s.b.DeleteSnapshot(s.ctx, id)) },
@@ -30,6 +30,7 @@ func testPage(s *suite) {
 			})
 	})
 	s.sub("exports", func(s *suite) {
+		base := s.share("base of exports")
 		s.page(
 			func(name string) string { return s.export(ofShare(base), name).Consumer },
 			func(id string) { s.ok(s.b.Unexport(s.ctx, ofShare(base), id)) },

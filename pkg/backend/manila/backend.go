@@ -1,0 +1,346 @@
+// Package manila serves shares of OpenStack Manila (API v2).
+//
+// Nothing that the next call needs is kept in memory: what a share is to Abaca is
+// written into its metadata, in the create call itself, and found again by it.
+// Names are not unique in Manila, so they identify nothing; see identity.go.
+package manila
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gophercloud/gophercloud/v2"
+	"github.com/gophercloud/gophercloud/v2/openstack"
+	"github.com/gophercloud/gophercloud/v2/openstack/config"
+	"github.com/gophercloud/gophercloud/v2/openstack/config/clouds"
+	"github.com/gophercloud/gophercloud/v2/openstack/identity/v3/tokens"
+
+	"github.com/abaca-csi/abaca/pkg/backend"
+)
+
+// Options say which cloud to use, and how.
+type Options struct {
+	// CloudsFile is a clouds.yaml, Cloud the name of the cloud in it. It may hold
+	// a password, an application credential or a trust, a CA and a client
+	// certificate; gophercloud reads it.
+	CloudsFile, Cloud string
+	// Instance tells the shares of several drivers in one project apart; empty is
+	// "abaca".
+	Instance string
+	// Keys is where the keys of CephX ids are put, for the nodes.
+	Keys Keys
+	Now  func() time.Time
+	// Poll is how long to wait before the first look at what Manila is doing; 0 is
+	// half a second. Later looks are further apart.
+	Poll time.Duration
+}
+
+// Keys is an access-key store.
+type Keys interface {
+	// Put keeps the key of an id; Delete drops it. What is not there is nil.
+	Put(ctx context.Context, id, key string) error
+	Delete(ctx context.Context, id string) error
+}
+
+// The minor microversions of API v2 that something needs.
+const (
+	least             = 45 // access rules as objects, which have states
+	sinceHints        = 65 // affinity
+	sinceSnapMetadata = 73
+	known             = 89 // the newest that was tried
+)
+
+// Backend implements backend.Backend, CapacityReporter and Parameterized.
+type Backend struct {
+	o       Options
+	client  *gophercloud.ServiceClient
+	minor   int // the microversion that every request is made with
+	project string
+
+	busy  keyed
+	polls poller
+
+	mu        sync.Mutex
+	locations map[string]cached // by share
+}
+
+var (
+	_ backend.Backend          = (*Backend)(nil)
+	_ backend.CapacityReporter = (*Backend)(nil)
+	_ backend.Parameterized    = (*Backend)(nil)
+)
+
+// Open signs in and finds out what the cloud can do. ErrAuth when it refuses the
+// credentials, ErrInvalid when the configuration or the cloud cannot be used,
+// ErrUnavailable when it does not answer.
+func Open(ctx context.Context, o Options) (*Backend, error) {
+	if o.Instance == "" {
+		o.Instance = "abaca"
+	}
+	if o.Poll == 0 {
+		o.Poll = 500 * time.Millisecond
+	}
+	if len(o.Instance) > 32 || strings.ContainsAny(o.Instance, "'\"\\{}") {
+		return nil, fmt.Errorf("%w: instance %q must be at most 32 bytes without quotes and braces", backend.ErrInvalid, o.Instance)
+	}
+	auth, endpoint, tls, err := clouds.Parse(clouds.WithCloudName(o.Cloud), clouds.WithLocations(o.CloudsFile))
+	if err != nil {
+		return nil, fmt.Errorf("%w: cloud %q of %s: %w", backend.ErrInvalid, o.Cloud, o.CloudsFile, err)
+	}
+	auth.AllowReauth = true
+	provider, err := config.NewProviderClient(ctx, auth, config.WithTLSConfig(tls))
+	if err != nil {
+		return nil, signingIn(ctx, auth.IdentityEndpoint, err)
+	}
+	client, err := openstack.NewSharedFileSystemV2(provider, endpoint)
+	if err != nil {
+		return nil, fmt.Errorf("%w: the catalog of %s has no service of type sharev2 in region %q: %w",
+			backend.ErrInvalid, auth.IdentityEndpoint, endpoint.Region, err)
+	}
+	b := &Backend{o: o, client: client, locations: map[string]cached{}}
+	if result, ok := provider.GetAuthResult().(tokens.CreateResult); ok {
+		if p, err := result.ExtractProject(); err == nil && p != nil {
+			b.project = p.ID
+		}
+	}
+	if b.project == "" {
+		return nil, fmt.Errorf("%w: cloud %q: the credentials are not of one project", backend.ErrInvalid, o.Cloud)
+	}
+	if b.minor, err = b.negotiate(ctx); err != nil {
+		return nil, err
+	}
+	b.client.Microversion = fmt.Sprint("2.", b.minor)
+	if _, err := b.shareTypes(ctx); err != nil {
+		return nil, fmt.Errorf("cloud %q: the share types cannot be listed; may this user use Manila? %w", o.Cloud, err)
+	}
+	return b, nil
+}
+
+// signingIn says why there is no token, without what was sent for one.
+func signingIn(ctx context.Context, at string, err error) error {
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case gophercloud.ResponseCodeIs(err, http.StatusUnauthorized):
+		return fmt.Errorf("%w: %s refuses the credentials", backend.ErrAuth, at)
+	case gophercloud.ResponseCodeIs(err, http.StatusForbidden), gophercloud.ResponseCodeIs(err, http.StatusNotFound):
+		return fmt.Errorf("%w: %s: %s", backend.ErrInvalid, at, oneLine(err.Error()))
+	}
+	return fmt.Errorf("%w: sign in at %s: %s", backend.ErrUnavailable, at, oneLine(err.Error()))
+}
+
+// negotiate returns the newest minor microversion that both sides know.
+func (b *Backend) negotiate(ctx context.Context) (int, error) {
+	// The list of versions is at the root of the endpoint, which may have a path
+	// and a project of its own behind the version.
+	root, _, _ := strings.Cut(b.client.Endpoint, "/v2")
+	var answer struct {
+		Versions []struct {
+			ID         string
+			Version    string
+			MinVersion string `json:"min_version"`
+		}
+	}
+	// Some versions answer "multiple choices".
+	if err := b.at(ctx, http.MethodGet, root+"/", nil, &answer, http.StatusOK, http.StatusMultipleChoices); err != nil {
+		return 0, fmt.Errorf("ask %s/ for its versions: %w", root, err)
+	}
+	for _, v := range answer.Versions {
+		major, minor, _ := strings.Cut(v.Version, ".")
+		n, err := strconv.Atoi(minor)
+		if major != "2" || err != nil {
+			continue
+		}
+		if n < least {
+			return 0, fmt.Errorf("%w: Manila speaks microversions up to 2.%d, and 2.%d is needed", backend.ErrInvalid, n, least)
+		}
+		return min(n, known), nil
+	}
+	return 0, fmt.Errorf("%w: %s/ lists no version 2 of the Manila API", backend.ErrInvalid, root)
+}
+
+// keyed is a lock for each name, in this process. It is only there to save work:
+// what two processes do at once ends well too.
+type keyed struct {
+	mu   sync.Mutex
+	held map[string]chan struct{}
+}
+
+func (k *keyed) lock(ctx context.Context, name string) (unlock func(), err error) {
+	for {
+		k.mu.Lock()
+		if k.held == nil {
+			k.held = map[string]chan struct{}{}
+		}
+		other, taken := k.held[name]
+		if !taken {
+			mine := make(chan struct{})
+			k.held[name] = mine
+			k.mu.Unlock()
+			return func() {
+				k.mu.Lock()
+				delete(k.held, name)
+				k.mu.Unlock()
+				close(mine)
+			}, nil
+		}
+		k.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return nil, late(ctx)
+		case <-other:
+		}
+	}
+}
+
+// late is the error of a call whose time has ended: ErrPending, as the work goes
+// on; but a caller that has gone is told so.
+func late(ctx context.Context) error {
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return ctx.Err()
+	}
+	return backend.ErrPending
+}
+
+// poller spreads the looks at what Manila is doing. One that waits for one object
+// asks for that; several share one listing.
+type poller struct {
+	mu      sync.Mutex
+	waiting int
+	listed  time.Time
+	shares  map[string]*share
+}
+
+// await looks at a share until done says so, with growing pauses, and returns it
+// as it was last; nil when it is gone. ErrPending when the context ends before.
+func (b *Backend) await(ctx context.Context, id string, done func(*share) bool) (*share, error) {
+	b.polls.mu.Lock()
+	b.polls.waiting++
+	b.polls.mu.Unlock()
+	defer func() {
+		b.polls.mu.Lock()
+		b.polls.waiting--
+		b.polls.mu.Unlock()
+	}()
+	for p := (pause{b: b}); ; {
+		s, err := b.glance(ctx, id, p.next())
+		if errors.Is(err, backend.ErrUnavailable) && p.patient() {
+			err = nil // it may be back in a moment
+		} else if err != nil {
+			return nil, err
+		} else if s == nil || done(s) {
+			return s, nil
+		}
+		if err := p.sleep(ctx); err != nil {
+			return s, fmt.Errorf("share %s: %w", id, err)
+		}
+	}
+}
+
+// glance returns one share, nil when it is not there. While several are waited
+// for, one listing of at most the given age answers for all.
+func (b *Backend) glance(ctx context.Context, id string, age time.Duration) (*share, error) {
+	b.polls.mu.Lock()
+	defer b.polls.mu.Unlock()
+	if b.polls.waiting < 3 {
+		s, err := b.getShare(ctx, id)
+		if errors.Is(err, backend.ErrNotFound) {
+			return nil, nil
+		}
+		return s, err
+	}
+	if b.o.Now().Sub(b.polls.listed) >= age {
+		all, err := b.ours(ctx)
+		if err != nil {
+			return nil, err
+		}
+		b.polls.listed, b.polls.shares = b.o.Now(), map[string]*share{}
+		for _, s := range all {
+			b.polls.shares[s.ID] = s
+		}
+	}
+	return b.polls.shares[id], nil
+}
+
+// pause is the time between two looks: half as long again each time, up to 16
+// times the first, and never quite the same for two that wait.
+type pause struct {
+	b     *Backend
+	looks int
+}
+
+func (p *pause) next() time.Duration {
+	d := p.b.o.Poll
+	for range min(p.looks, 7) {
+		d += d / 2
+	}
+	return d
+}
+
+// patient says whether an answer that failed may be asked for again.
+func (p *pause) patient() bool { return p.looks < 5 }
+
+// sleep waits, or returns late if the caller's time ends.
+func (p *pause) sleep(ctx context.Context) error {
+	d := p.next()
+	d += time.Duration(p.b.o.Now().UnixNano() % int64(d/4+1)) // jitter
+	p.looks++
+	select {
+	case <-ctx.Done():
+		return late(ctx)
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// deadlineMargin is what is left of a caller's time for the answer.
+const deadlineMargin = 100 * time.Millisecond
+
+// gib is Manila's unit of sizes, in bytes.
+const gib = 1 << 30
+
+// Parameters implements backend.Parameterized.
+func (b *Backend) Parameters() []string {
+	names := make([]string, 0, len(parameters))
+	for name := range parameters {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Capacity implements backend.CapacityReporter: what the project's quota leaves.
+// Manila tells a project nothing of its back ends.
+func (b *Backend) Capacity(ctx context.Context) (backend.Capacity, error) {
+	var answer struct {
+		Set map[string]any `json:"quota_set"`
+	}
+	if err := b.get(ctx, "quota-sets/"+b.project+"/detail", &answer); err != nil {
+		return backend.Capacity{}, fmt.Errorf("ask for the quota: %w", err)
+	}
+	number := func(quota, field string) int64 {
+		m, _ := answer.Set[quota].(map[string]any)
+		n, err := strconv.ParseInt(fmt.Sprint(m[field]), 10, 64)
+		if err != nil {
+			return -1
+		}
+		return n
+	}
+	const unlimited = 1 << 60
+	c := backend.Capacity{Available: unlimited, MaxShareSize: unlimited, MinShareSize: gib}
+	if limit := number("gigabytes", "limit"); limit >= 0 {
+		c.Available = max(0, limit-number("gigabytes", "in_use")-max(0, number("gigabytes", "reserved"))) * gib
+		c.MaxShareSize = limit * gib
+	}
+	if limit := number("per_share_gigabytes", "limit"); limit >= 0 {
+		c.MaxShareSize = min(c.MaxShareSize, limit*gib)
+	}
+	return c, nil
+}

@@ -1,0 +1,586 @@
+package manila
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/abaca-csi/abaca/pkg/backend"
+)
+
+// What a consumer holds is written into the metadata of the share, also what it
+// holds of its snapshots: they never outlive it, and every microversion has that.
+// Two entries a consumer: one with a constant value, as filters ask for a key and
+// its value, and one that says what is held.
+
+// holdsShare is what a consumer holds that does not hold a snapshot.
+const holdsShare = "share"
+
+// holds returns what is held of a share, by consumer: holdsShare, or the id of a
+// snapshot.
+func (s *share) holds() map[string]string {
+	held := map[string]string{}
+	for key, value := range s.Metadata {
+		if consumer, ok := strings.CutPrefix(key, prefixHold); ok {
+			held[consumer] = value
+		}
+	}
+	return held
+}
+
+func (s *share) target(consumer string) backend.Target {
+	if held := s.holds()[consumer]; held != holdsShare {
+		return backend.Target{SnapshotID: held}
+	}
+	return backend.Target{ShareID: s.ID}
+}
+
+// The ways to mount a snapshot, in the order in which they are preferred.
+const (
+	wayAPI       = "mountable" // Manila exports the snapshot itself
+	wayDirectory = "directory" // it is a directory below its share's export
+	wayCopy      = "copy"      // a temporary share is made from it
+)
+
+// wayOf is how snapshots of the share are mounted; empty if they cannot be.
+func (s *share) wayOf() string {
+	switch {
+	case !s.Snapshots:
+		return ""
+	case s.Mountable:
+		return wayAPI
+	case s.Protocol == "CEPHFS", s.class("snapshotDirectory") != "":
+		return wayDirectory
+	case s.Clones:
+		return wayCopy
+	}
+	return ""
+}
+
+var validConsumer = regexp.MustCompile(`^[a-z0-9-]{1,64}$`)
+
+// Export implements backend.Backend.
+func (b *Backend) Export(ctx context.Context, target backend.Target, consumer string) (_ *backend.Export, err error) {
+	defer wrap(&err, "export %+v to %q", target, consumer)
+	if (target.ShareID == "") == (target.SnapshotID == "") || !validConsumer.MatchString(consumer) {
+		return nil, fmt.Errorf("%w: one target and a consumer of 1 to 64 of a-z, 0-9 and - are needed", backend.ErrInvalid)
+	}
+	unlock, err := b.busy.lock(ctx, "consumer "+consumer)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	s, err := b.holder(ctx, consumer)
+	if err != nil {
+		return nil, err
+	}
+	for p := (pause{b: b}); s == nil; {
+		s, err = b.hold(ctx, target, consumer)
+		if errors.Is(err, errBeingDeleted) { // then it is gone, or stays
+			err = p.sleep(ctx)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	if held := s.target(consumer); held != target {
+		return nil, fmt.Errorf("%w: this consumer holds %+v", backend.ErrConflict, held)
+	}
+	return b.grant(ctx, s, consumer)
+}
+
+// holder returns the share that the consumer holds, or a snapshot of which; nil
+// if it holds nothing.
+func (b *Backend) holder(ctx context.Context, consumer string) (*share, error) {
+	found, err := b.listShares(ctx, map[string]string{prefixConsumer + consumer: b.o.Instance})
+	found = slices.DeleteFunc(found, func(s *share) bool { return !b.mine(s) || s.holds()[consumer] == "" || s.Status == "deleting" })
+	if err != nil || len(found) == 0 {
+		return nil, err
+	}
+	// Two processes may have given one consumer two things at once: everybody
+	// takes the one, and the other is nobody's.
+	slices.SortFunc(found, func(x, y *share) int { return strings.Compare(x.ID, y.ID) })
+	return found[0], nil
+}
+
+// hold writes down what the consumer holds.
+func (b *Backend) hold(ctx context.Context, target backend.Target, consumer string) (*share, error) {
+	id, held := target.ShareID, holdsShare
+	if target.SnapshotID != "" {
+		snap, err := b.findSnapshot(ctx, target.SnapshotID)
+		if err != nil {
+			return nil, err
+		}
+		if stateOf(snap.Status) != usable {
+			return nil, fmt.Errorf("%w: the snapshot is in the state %s", backend.ErrUnavailable, snap.Status)
+		}
+		id, held = snap.ShareID, snap.ID
+	} else if _, err := b.findShare(ctx, id); err != nil {
+		return nil, err
+	}
+	s, err := b.getShare(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if target.SnapshotID != "" && s.wayOf() == "" {
+		return nil, fmt.Errorf("%w: snapshots of the share type %q cannot be mounted", backend.ErrUnsupported, s.TypeName)
+	}
+	marks := map[string]string{prefixConsumer + consumer: b.o.Instance, prefixHold + consumer: held}
+	if err := b.setMetadata(ctx, "shares/"+id, marks); err != nil {
+		return nil, err
+	}
+	// Has somebody begun to delete it? See DeleteSnapshot.
+	if s, err = b.getShare(ctx, id); err != nil {
+		return nil, err
+	}
+	gone := target.ShareID != "" && (s.deferred() || s.Status == "deleting")
+	if target.SnapshotID != "" {
+		_, err := b.findSnapshot(ctx, target.SnapshotID)
+		if err != nil && !errors.Is(err, backend.ErrNotFound) {
+			return nil, err
+		}
+		gone = err != nil
+		if !gone && s.Metadata[prefixDeleting+target.SnapshotID] != "" {
+			if err := b.letGo(ctx, id, consumer); err != nil {
+				return nil, err
+			}
+			return nil, errBeingDeleted
+		}
+	}
+	if gone {
+		return nil, errors.Join(backend.ErrNotFound, b.letGo(ctx, id, consumer))
+	}
+	now, err := b.holder(ctx, consumer)
+	if err != nil || now == nil {
+		return nil, errors.Join(err, errAgainLater)
+	}
+	if now.ID != id {
+		return now, b.letGo(ctx, id, consumer)
+	}
+	return now, nil
+}
+
+var errBeingDeleted = fmt.Errorf("%w: the snapshot is being deleted", backend.ErrPending)
+
+// letGo drops what hold has written. What the filters find goes last.
+func (b *Backend) letGo(ctx context.Context, share, consumer string) error {
+	err := b.dropMetadata(ctx, "shares/"+share, prefixHold+consumer)
+	if err == nil {
+		err = b.dropMetadata(ctx, "shares/"+share, prefixConsumer+consumer)
+	}
+	return err
+}
+
+// grant lets the consumer in, and describes the export.
+func (b *Backend) grant(ctx context.Context, s *share, consumer string) (*backend.Export, error) {
+	target := s.target(consumer)
+	way := ""
+	if target.SnapshotID != "" {
+		way = s.wayOf()
+	}
+	switch {
+	case way == wayAPI:
+		for _, client := range s.clients() {
+			if err := b.allow(ctx, snapshotSide(b, target.SnapshotID), "ip", client, "ro", nil); err != nil {
+				return nil, err
+			}
+		}
+	case way == wayCopy:
+		made, err := b.CreateShare(ctx, backend.CreateShareRequest{Name: copyName(consumer), FromSnapshot: target.SnapshotID, Role: backend.RoleTemporary})
+		if err != nil {
+			return nil, err
+		}
+		copied, err := b.getShare(ctx, made.ID)
+		if err != nil {
+			return nil, err
+		}
+		if err := b.letIn(ctx, copied, consumer, "ro"); err != nil {
+			return nil, err
+		}
+	case way == wayDirectory:
+		if err := b.letIn(ctx, s, consumer, "ro"); err != nil {
+			return nil, err
+		}
+	default:
+		if err := b.letIn(ctx, s, consumer, "rw"); err != nil {
+			return nil, err
+		}
+	}
+	return b.exportOf(ctx, s, consumer)
+}
+
+func copyName(consumer string) string { return "export/" + consumer }
+
+// clients are those that a share's class lets in.
+func (s *share) clients() []string {
+	all, _ := clients(s.class("access")) // was checked when the share was made
+	return all
+}
+
+// user is the CephX id of a consumer.
+func (b *Backend) user(consumer string) string { return "abaca-" + digest(b.o.Instance, consumer) }
+
+// letIn makes the rules that a consumer needs to mount a share. On CephFS each
+// has an id of its own, as one id has one level and one key; elsewhere the
+// clients of the class are let in, for all consumers alike.
+func (b *Backend) letIn(ctx context.Context, s *share, consumer, level string) error {
+	if s.Protocol == "CEPHFS" {
+		return b.allow(ctx, shareSide(b, s.ID), "cephx", b.user(consumer), level, func(r rule) error {
+			if r.Key == "" {
+				return fmt.Errorf("%w: the key of the CephX id %s is not there yet", backend.ErrPending, r.To)
+			}
+			if b.o.Keys == nil {
+				return fmt.Errorf("%w: CephFS needs an access-key store", backend.ErrInvalid)
+			}
+			return b.o.Keys.Put(ctx, r.To, r.Key)
+		})
+	}
+	if len(s.clients()) == 0 {
+		return fmt.Errorf("%w: nobody may mount the share: name the clients with the parameter \"access\" of its class", backend.ErrInvalid)
+	}
+	for _, client := range s.clients() {
+		if err := b.allow(ctx, shareSide(b, s.ID), "ip", client, "rw", nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// side is where rules are: a share or a snapshot.
+type side struct {
+	path string
+	list func(context.Context) ([]rule, error)
+	id   string
+}
+
+func shareSide(b *Backend, id string) side {
+	return side{"shares/" + url.PathEscape(id), func(ctx context.Context) ([]rule, error) { return b.rules(ctx, id) }, id}
+}
+
+func snapshotSide(b *Backend, id string) side {
+	return side{"snapshots/" + url.PathEscape(id), func(ctx context.Context) ([]rule, error) { return b.snapshotRules(ctx, id) }, id}
+}
+
+// allow makes a rule, or finds it, and waits until it is in effect. A rule that
+// Manila could not apply goes, as it may block others, and its reason is told.
+func (b *Backend) allow(ctx context.Context, at side, kind, to, level string, active func(rule) error) error {
+	asked := false
+	for p := (pause{b: b}); ; {
+		rules, err := at.list(ctx)
+		if err != nil {
+			return err
+		}
+		i := slices.IndexFunc(rules, func(r rule) bool { return r.Type == kind && r.To == to })
+		switch {
+		case i < 0 && !asked:
+			req := map[string]any{"access_type": kind, "access_to": to}
+			if !strings.HasPrefix(at.path, "snapshots/") {
+				req["access_level"] = level
+			}
+			err := b.post(ctx, at.path+"/action", map[string]any{"allow_access": req}, nil)
+			refused := (*apiError)(nil)
+			switch {
+			case errors.As(err, &refused) && refused.status == http.StatusBadRequest && strings.Contains(refused.message, "exists"):
+			case errors.As(err, &refused) && refused.status == http.StatusBadRequest && strings.Contains(refused.message, "state"):
+				return fmt.Errorf("%w: %w", backend.ErrUnavailable, withoutKind(refused)) // while something is done to the share
+			case err != nil:
+				return err
+			}
+			asked = true
+			continue // the rule has an id by now
+		case i < 0:
+			return fmt.Errorf("%w: the access rule for %s has gone again", backend.ErrUnavailable, to)
+		case rules[i].State == "error":
+			reason := why("Manila could not let "+to+" in", b.complaint(ctx, at.id))
+			return errors.Join(reason, b.deny(ctx, at, rules[i]))
+		case rules[i].State == "active" && rules[i].Level == "ro" && level == "rw":
+			// Somebody else's: a level cannot be changed everywhere.
+			return fmt.Errorf("%w: %s is let in to read only, by a rule that is not ours", backend.ErrConflict, to)
+		case rules[i].State == "active":
+			if active == nil {
+				return nil
+			}
+			if err := active(rules[i]); !errors.Is(err, backend.ErrPending) {
+				return err
+			}
+		}
+		if err := p.sleep(ctx); err != nil {
+			return fmt.Errorf("the access rule for %s is not in effect yet: %w", to, err)
+		}
+	}
+}
+
+// deny takes a rule away and waits until it is gone.
+func (b *Backend) deny(ctx context.Context, at side, r rule) error {
+	for p := (pause{b: b}); ; {
+		if r.State != "queued_to_deny" && r.State != "denying" {
+			err := b.post(ctx, at.path+"/action", map[string]any{"deny_access": map[string]any{"access_id": r.ID}}, nil)
+			if errors.Is(err, backend.ErrNotFound) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+		}
+		rules, err := at.list(ctx)
+		if errors.Is(err, backend.ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		i := slices.IndexFunc(rules, func(other rule) bool { return other.ID == r.ID })
+		if i < 0 {
+			return nil
+		}
+		r = rules[i]
+		if err := p.sleep(ctx); err != nil {
+			return fmt.Errorf("the access rule for %s is not gone yet: %w", r.To, err)
+		}
+	}
+}
+
+// exportOf describes what a consumer holds.
+func (b *Backend) exportOf(ctx context.Context, s *share, consumer string) (*backend.Export, error) {
+	target := s.target(consumer)
+	x := &backend.Export{Target: target, Consumer: consumer, ReadOnly: target.SnapshotID != "", Protocol: strings.ToLower(s.Protocol)}
+	at := s
+	var paths []exportPath
+	var err error
+	if target.SnapshotID != "" {
+		x.Way = s.wayOf()
+	}
+	switch x.Way {
+	case wayAPI:
+		paths, err = b.snapshotPaths(ctx, target.SnapshotID)
+	case wayCopy:
+		found, nerr := b.named(ctx, copyName(consumer))
+		if nerr != nil || len(found) == 0 {
+			return nil, errors.Join(nerr, fmt.Errorf("%w: the copy of the snapshot has gone", backend.ErrUnavailable))
+		}
+		at = found[0]
+		paths, err = b.pathsOf(ctx, at.ID)
+	case wayDirectory:
+		if x.Path, err = b.directory(ctx, s, target.SnapshotID); err != nil {
+			return nil, err
+		}
+		paths, err = b.pathsOf(ctx, s.ID)
+	default:
+		paths, err = b.pathsOf(ctx, s.ID)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, preferred := range []bool{true, false} {
+		for _, p := range paths {
+			if !p.Admin && p.Preferred == preferred {
+				x.Locations = append(x.Locations, p.Path)
+			}
+		}
+	}
+	if len(x.Locations) == 0 {
+		return nil, fmt.Errorf("%w: Manila shows no export location of share %s", backend.ErrUnavailable, at.ID)
+	}
+	if s.Protocol == "CEPHFS" {
+		x.User = b.user(consumer)
+		for option := range strings.SplitSeq(at.Metadata["__mount_options"], ",") {
+			if strings.HasPrefix(option, "fs=") { // others are the user's business
+				x.Options = append(x.Options, option)
+			}
+		}
+		if m := s.class("cephfs-mounter"); m != "" {
+			x.Options = append(x.Options, "mounter="+m)
+		}
+	}
+	return x, nil
+}
+
+// directory is where a snapshot is below its share's export.
+func (b *Backend) directory(ctx context.Context, s *share, id string) (string, error) {
+	pattern := s.class("snapshotDirectory")
+	if pattern == "" { // CephFS: the snapshot's name is its id, and it is shown with the inode of where it was cut
+		return ".snap/_" + id + "_*", nil
+	}
+	name := ""
+	if strings.Contains(pattern, "{name}") {
+		snap, err := b.findSnapshot(ctx, id)
+		if err != nil {
+			return "", err
+		}
+		name = snap.Name
+	}
+	return strings.NewReplacer("{id}", id, "{name}", name).Replace(pattern), nil
+}
+
+// cached are the export locations of a share. They move rarely.
+type cached struct {
+	at    time.Time
+	paths []exportPath
+}
+
+const locationsAge = 30 * time.Second
+
+func (b *Backend) pathsOf(ctx context.Context, id string) ([]exportPath, error) {
+	b.mu.Lock()
+	c, ok := b.locations[id]
+	b.mu.Unlock()
+	if ok && b.o.Now().Sub(c.at) < locationsAge && len(c.paths) > 0 {
+		return c.paths, nil
+	}
+	paths, err := b.exportPaths(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(paths, func(x, y exportPath) int { return strings.Compare(x.Path, y.Path) })
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.locations) > 10_000 {
+		clear(b.locations)
+	}
+	b.locations[id] = cached{b.o.Now(), paths}
+	return paths, nil
+}
+
+// Unexport implements backend.Backend.
+func (b *Backend) Unexport(ctx context.Context, target backend.Target, consumer string) (err error) {
+	defer wrap(&err, "unexport %+v from %q", target, consumer)
+	if !validConsumer.MatchString(consumer) {
+		return nil
+	}
+	unlock, err := b.busy.lock(ctx, "consumer "+consumer)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	s, err := b.holder(ctx, consumer)
+	if err != nil || s == nil || s.target(consumer) != target {
+		return err
+	}
+	return b.release(ctx, s, consumer, target)
+}
+
+// release takes away what grant has given, and then the hold.
+func (b *Backend) release(ctx context.Context, s *share, consumer string, target backend.Target) error {
+	way := ""
+	if target.SnapshotID != "" {
+		way = s.wayOf()
+	}
+	switch {
+	case way == wayCopy:
+		found, err := b.named(ctx, copyName(consumer))
+		if err != nil {
+			return err
+		}
+		for _, copied := range found {
+			if err := b.removeShare(ctx, copied); err != nil {
+				return err
+			}
+		}
+	case s.Protocol == "CEPHFS" && way != wayAPI:
+		if err := b.denyUser(ctx, s.ID, b.user(consumer)); err != nil {
+			return err
+		}
+	case s.lastOf(consumer, target, way):
+		// The clients are let in for all consumers alike.
+		at := shareSide(b, s.ID)
+		if way == wayAPI {
+			at = snapshotSide(b, target.SnapshotID)
+		}
+		rules, err := at.list(ctx)
+		if err != nil && !errors.Is(err, backend.ErrNotFound) {
+			return err
+		}
+		for _, r := range rules {
+			if r.Type == "ip" && slices.Contains(s.clients(), r.To) {
+				if err := b.deny(ctx, at, r); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return b.letGo(ctx, s.ID, consumer)
+}
+
+// lastOf says whether no other consumer needs the rules that this one has.
+func (s *share) lastOf(consumer string, target backend.Target, way string) bool {
+	for other, held := range s.holds() {
+		same := way == wayAPI && held == target.SnapshotID || way != wayAPI && (held == holdsShare || s.wayOf() == wayDirectory)
+		if other != consumer && same {
+			return false
+		}
+	}
+	return true
+}
+
+// denyUser takes the rule of a CephX id away, and its key.
+func (b *Backend) denyUser(ctx context.Context, share, user string) error {
+	rules, err := b.rules(ctx, share)
+	if err != nil {
+		return err
+	}
+	for _, r := range rules {
+		if r.Type == "cephx" && r.To == user {
+			if err := b.deny(ctx, shareSide(b, share), r); err != nil {
+				return err
+			}
+		}
+	}
+	if b.o.Keys == nil {
+		return nil
+	}
+	return b.o.Keys.Delete(ctx, user)
+}
+
+// ExportOf implements backend.Backend.
+func (b *Backend) ExportOf(ctx context.Context, consumer string) (_ *backend.Export, err error) {
+	defer wrap(&err, "export of %q", consumer)
+	if !validConsumer.MatchString(consumer) {
+		return nil, backend.ErrNotFound
+	}
+	s, err := b.holder(ctx, consumer)
+	if err != nil {
+		return nil, err
+	}
+	if s == nil {
+		return nil, backend.ErrNotFound
+	}
+	return b.exportOf(ctx, s, consumer)
+}
+
+// ListExports implements backend.Backend.
+func (b *Backend) ListExports(ctx context.Context, after string, limit int) (_ []*backend.Export, more bool, err error) {
+	defer wrap(&err, "list exports")
+	all, err := b.ours(ctx)
+	if err != nil {
+		return nil, false, err
+	}
+	type held struct {
+		consumer string
+		share    *share
+	}
+	var holds []held
+	for _, s := range all {
+		if s.Status == "deleting" {
+			continue
+		}
+		for consumer := range s.holds() {
+			holds = append(holds, held{consumer, s})
+		}
+	}
+	page, more := cut(holds, func(h held) string { return h.consumer }, after, limit)
+	var out []*backend.Export
+	for _, h := range page {
+		x, err := b.exportOf(ctx, h.share, h.consumer)
+		if err != nil {
+			return nil, false, err
+		}
+		out = append(out, x)
+	}
+	return out, more, nil
+}

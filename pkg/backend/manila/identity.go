@@ -1,0 +1,226 @@
+package manila
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/base32"
+	"fmt"
+	"maps"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/abaca-csi/abaca/pkg/backend"
+)
+
+// The metadata by which Abaca knows what is its own. A key has at most 255
+// characters and a value 1023 (Manila's API); longer values are cut into
+// numbered ones, and all are percent-encoded, as databases differ in what they
+// can hold.
+const (
+	keyInstance = "abaca.instance" // Options.Instance
+	keyID       = "abaca.id"       // digest of instance and name: what filters ask for
+	keyRole     = "abaca.role"
+	keyDraft    = "abaca.draft"
+	keySize     = "abaca.size"    // what was asked for, in GiB
+	keyReady    = "abaca.ready"   // CreateShare has finished; its value is "true"
+	keyDeleted  = "abaca.deleted" // DeleteShare was called, and snapshots are left
+	keySource   = "abaca.source"  // the snapshot it was made from
+
+	prefixName        = "abaca.name."
+	prefixDescription = "abaca.description." // and the key, and a number
+	prefixClass       = "abaca.class."       // and a parameter that counts later
+	prefixConsumer    = "abaca.consumer."    // and a consumer: its value is the instance
+	prefixHold        = "abaca.hold."        // and a consumer: what it holds
+	prefixDeleting    = "abaca.deleting."    // and a snapshot: DeleteSnapshot is at work
+)
+
+// digest is 26 characters that stand for a text.
+func digest(parts ...string) string {
+	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
+	return strings.ToLower(base32.StdEncoding.EncodeToString(sum[:]))[:26]
+}
+
+func (b *Backend) id(name string) string { return digest(b.o.Instance, name) }
+
+const maxValue = 1000
+
+// put writes a text under prefix+"0", prefix+"1" and so on.
+func put(metadata map[string]string, prefix, text string) {
+	text = url.QueryEscape(text)
+	for i := 0; i == 0 || len(text) > 0; i++ {
+		n := min(len(text), maxValue)
+		metadata[prefix+strconv.Itoa(i)], text = text[:n], text[n:]
+	}
+}
+
+// take reads what put has written.
+func take(metadata map[string]string, prefix string) string {
+	var all strings.Builder
+	for i := 0; ; i++ {
+		part, ok := metadata[prefix+strconv.Itoa(i)]
+		if !ok {
+			break
+		}
+		all.WriteString(part)
+	}
+	text, _ := url.QueryUnescape(all.String())
+	return text
+}
+
+// label is what an operator sees as the name: at most 255 characters.
+func label(name string) string {
+	if len(name) <= 255 && !strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r > '~' }) {
+		return name
+	}
+	return "abaca-" + digest(name)
+}
+
+// describe is the metadata of a new share.
+func (b *Backend) describe(req backend.CreateShareRequest, size int64, class map[string]string) map[string]string {
+	m := map[string]string{
+		keySize:     strconv.FormatInt(size, 10),
+		keyInstance: b.o.Instance, keyID: b.id(req.Name), keyRole: string(req.Role), keyDraft: strconv.FormatBool(req.Draft), keySource: req.FromSnapshot,
+	}
+	put(m, prefixName, req.Name)
+	for k, v := range req.Description {
+		put(m, prefixDescription+url.QueryEscape(k)+".", v)
+	}
+	for k, v := range class {
+		put(m, prefixClass+k+".", v)
+	}
+	return m
+}
+
+func (s *share) class(parameter string) string { return take(s.Metadata, prefixClass+parameter+".") }
+
+func (s *share) description() map[string]string {
+	m := map[string]string{}
+	for key := range s.Metadata {
+		rest, ok := strings.CutPrefix(key, prefixDescription)
+		if k, first := strings.CutSuffix(rest, ".0"); ok && first {
+			name, _ := url.QueryUnescape(k)
+			m[name] = take(s.Metadata, prefixDescription+k+".")
+		}
+	}
+	return m
+}
+
+// asked is the size in GiB that the share was made for.
+func (s *share) asked() int64 {
+	n, _ := strconv.ParseInt(s.Metadata[keySize], 10, 64)
+	return n
+}
+
+func (s *share) ready() bool    { return s.Metadata[keyReady] == "true" }
+func (s *share) deferred() bool { return s.Metadata[keyDeleted] != "" }
+
+// mine says whether the share was made by this driver and has not gone softly.
+func (b *Backend) mine(s *share) bool {
+	return s.Metadata[keyInstance] == b.o.Instance && !s.SoftDeleted
+}
+
+// ours returns the shares of this driver, deferred ones too.
+func (b *Backend) ours(ctx context.Context) ([]*share, error) {
+	all, err := b.listShares(ctx, map[string]string{keyInstance: b.o.Instance})
+	return slices.DeleteFunc(all, func(s *share) bool { return !b.mine(s) }), err
+}
+
+// named returns the shares that were made for a name, the one that counts first:
+// one that is ready, then one that has not failed, then the oldest, then the
+// lowest id. Everybody chooses alike, so the others can go.
+func (b *Backend) named(ctx context.Context, name string) ([]*share, error) {
+	found, err := b.listShares(ctx, map[string]string{keyID: b.id(name)})
+	found = slices.DeleteFunc(found, func(s *share) bool { return !b.mine(s) || s.deferred() || s.Status == "deleting" })
+	rank := func(s *share) int {
+		switch {
+		case s.ready():
+			return 0
+		case stateOf(s.Status) != failed:
+			return 1
+		}
+		return 2
+	}
+	slices.SortFunc(found, func(x, y *share) int {
+		return cmp.Or(cmp.Compare(rank(x), rank(y)), x.Created.Compare(y.Created.Time), cmp.Compare(x.ID, y.ID))
+	})
+	return found, err
+}
+
+// public is a share in the terms of the contract.
+func (b *Backend) public(s *share) *backend.Share {
+	out := &backend.Share{
+		ID: s.ID, Name: take(s.Metadata, prefixName), Size: s.Size * gib, CreatedAt: s.Created.Time, FromSnapshot: s.Metadata[keySource],
+		Draft: s.Metadata[keyDraft] == "true", Role: backend.Role(s.Metadata[keyRole]), Description: s.description(),
+		Can: backend.Abilities{Snapshot: s.Snapshots, Clone: s.Snapshots && s.Clones, MountSnapshot: s.wayOf() != ""},
+	}
+	if s.class("autoTopology") == "true" {
+		out.Zone = s.Zone
+	}
+	if stateOf(s.Status) == failed {
+		out.Problem = fmt.Sprintf("Manila has put the share into the state %s; see `openstack share message list`.", s.Status)
+	}
+	return out
+}
+
+// The identity of a snapshot is in its metadata too, or, before microversion 2.73,
+// in its name and description.
+
+func (b *Backend) describeSnapshot(req backend.CreateSnapshotRequest) map[string]string {
+	m := map[string]string{keyInstance: b.o.Instance, keyID: b.id(req.Name), keyRole: string(req.Role)}
+	put(m, prefixName, req.Name)
+	return m
+}
+
+func (b *Backend) oldSnapshotName(name string) string { return "abaca-" + b.id(name) }
+
+// settle gives a snapshot of an old cloud the metadata that it should have.
+func (b *Backend) settle(s *snapshot) *snapshot {
+	if b.minor < sinceSnapMetadata {
+		s.Metadata = map[string]string{}
+		q, _ := url.ParseQuery(s.Description)
+		for k := range q {
+			s.Metadata[k] = q.Get(k)
+		}
+	}
+	return s
+}
+
+// oldDescription is the metadata as a description.
+func oldDescription(m map[string]string) string {
+	q := url.Values{}
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		q.Set(k, m[k])
+	}
+	return q.Encode()
+}
+
+// snapshotsNamed returns the snapshots that were cut for a name, as named does.
+func (b *Backend) snapshotsNamed(ctx context.Context, name string) ([]*snapshot, error) {
+	q := url.Values{"metadata": {filter(map[string]string{keyID: b.id(name)})}}
+	if b.minor < sinceSnapMetadata {
+		q = url.Values{"name": {b.oldSnapshotName(name)}}
+	}
+	found, err := b.listSnapshots(ctx, q)
+	found = slices.DeleteFunc(found, func(s *snapshot) bool {
+		b.settle(s)
+		return s.Metadata[keyID] != b.id(name) || s.Metadata[keyInstance] != b.o.Instance || s.Status == "deleting"
+	})
+	slices.SortFunc(found, func(x, y *snapshot) int {
+		rank := func(s *snapshot) int {
+			if stateOf(s.Status) == failed {
+				return 1
+			}
+			return 0
+		}
+		return cmp.Or(cmp.Compare(rank(x), rank(y)), x.Created.Compare(y.Created.Time), cmp.Compare(x.ID, y.ID))
+	})
+	return found, err
+}
+
+func publicSnapshot(s *snapshot) *backend.Snapshot {
+	return &backend.Snapshot{ID: s.ID, Name: take(s.Metadata, prefixName), ShareID: s.ShareID, Size: s.Size * gib,
+		CreatedAt: s.Created.Time, Role: backend.Role(s.Metadata[keyRole])}
+}

@@ -1,0 +1,126 @@
+package manila
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/abaca-csi/abaca/pkg/backend"
+	"github.com/abaca-csi/abaca/pkg/backend/backendtest"
+	"github.com/abaca-csi/abaca/test/fakemanila"
+)
+
+// store is an access-key store in memory.
+type store struct {
+	mu   sync.Mutex
+	keys map[string]string
+}
+
+func (s *store) Put(_ context.Context, id, key string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.keys[id] = key
+	return nil
+}
+
+func (s *store) Delete(_ context.Context, id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.keys, id)
+	return nil
+}
+
+// cloud is a simulated cloud, and what opens it.
+type cloud struct {
+	*fakemanila.Server
+	t    *testing.T
+	file string
+	keys *store
+}
+
+func newCloud(t *testing.T, o fakemanila.Options) *cloud {
+	t.Helper()
+	c := &cloud{fakemanila.New(o), t, filepath.Join(t.TempDir(), "clouds.yaml"), &store{keys: map[string]string{}}}
+	t.Cleanup(c.Close)
+	if err := os.WriteFile(c.file, []byte(c.Clouds()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func (c *cloud) options() Options {
+	return Options{CloudsFile: c.file, Cloud: "fake", Keys: c.keys, Now: time.Now, Poll: 5 * time.Millisecond}
+}
+
+func (c *cloud) open() *Backend {
+	c.t.Helper()
+	b, err := Open(context.Background(), c.options())
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return b
+}
+
+// TestConformance runs the contract's suite against the simulator: as it is now,
+// and as an old cloud that has no metadata of snapshots.
+func TestConformance(t *testing.T) {
+	for name, o := range map[string]fakemanila.Options{
+		"cephfs": {}, "2.60": {Microversion: "2.60"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var clouds sync.Map // by the storage's test
+			backendtest.Run(t, backendtest.Harness{
+				ShareSize: gib,
+				New: func(t *testing.T) func() backend.Backend {
+					o := o
+					o.Dir = t.TempDir()
+					o.Delay = func() time.Duration { return time.Duration(rand.IntN(15)) * time.Millisecond }
+					c := newCloud(t, o)
+					clouds.Store(t.Name(), c)
+					return func() backend.Backend { return c.open() }
+				},
+				Write: func(t *testing.T, e *backend.Export, file, content string) {
+					if err := os.WriteFile(filepath.Join(treeOf(t, &clouds, e), file), []byte(content), 0o644); err != nil {
+						t.Fatal(err)
+					}
+				},
+				Read: func(t *testing.T, e *backend.Export, file string) string {
+					b, err := os.ReadFile(filepath.Join(treeOf(t, &clouds, e), file))
+					if err != nil && !errors.Is(err, fs.ErrNotExist) {
+						t.Fatal(err)
+					}
+					return string(b)
+				},
+			})
+		})
+	}
+}
+
+// treeOf is the directory that a node would see.
+func treeOf(t *testing.T, clouds *sync.Map, e *backend.Export) string {
+	t.Helper()
+	for name := t.Name(); ; name = filepath.Dir(name) {
+		v, ok := clouds.Load(name)
+		if !ok && name != "." {
+			continue
+		}
+		if !ok {
+			t.Fatalf("there is no cloud for %s", t.Name())
+		}
+		tree := v.(*cloud).Tree(filepath.Base(e.Locations[0]))
+		if e.Path == "" {
+			return tree
+		}
+		found, err := filepath.Glob(filepath.Join(tree, e.Path))
+		if err != nil || len(found) != 1 {
+			t.Fatalf("%s below %s: %v, %v", e.Path, tree, found, err)
+		}
+		return found[0]
+	}
+}

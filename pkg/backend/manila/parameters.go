@@ -1,0 +1,102 @@
+package manila
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/abaca-csi/abaca/pkg/backend"
+)
+
+// parameters are those of a StorageClass, by name, with whether they count after
+// the share is made and so are kept with it. docs/manila.md describes them.
+var parameters = map[string]bool{
+	"type":                false, // name or id of a share type
+	"protocol":            false, // CEPHFS, NFS or CIFS
+	"shareNetworkID":      false,
+	"availability":        false, // zone
+	"autoTopology":        true,  // "true": the zone that the volume is wanted in
+	"appendShareMetadata": false, // JSON object of strings
+	"affinity":            false, // share ids, separated by commas
+	"antiAffinity":        false,
+	"access":              true, // clients of NFS and CIFS: addresses and networks, separated by commas
+	"snapshotDirectory":   true, // where an NFS server shows snapshots, with {id} and {name}
+	"cephfs-mounter":      true, // kernel or fuse
+}
+
+// class reads the parameters. ErrInvalid says which value is wrong.
+func class(p map[string]string) (keep map[string]string, err error) {
+	keep = map[string]string{}
+	for name, value := range p {
+		lasting, ok := parameters[name]
+		if !ok {
+			return nil, fmt.Errorf("%w: unknown parameter %q", backend.ErrInvalid, name)
+		}
+		if lasting {
+			keep[name] = value
+		}
+	}
+	oneOf := func(name string, values ...string) {
+		if v := p[name]; v != "" && err == nil && !slices.Contains(values, v) {
+			err = fmt.Errorf("%w: parameter %q is %q, but must be one of %s", backend.ErrInvalid, name, v, strings.Join(values, ", "))
+		}
+	}
+	oneOf("autoTopology", "true", "false")
+	oneOf("cephfs-mounter", "kernel", "fuse")
+	if v := strings.ToUpper(p["protocol"]); v != "" && !slices.Contains([]string{"CEPHFS", "NFS", "CIFS"}, v) {
+		err = fmt.Errorf("%w: parameter \"protocol\" is %q, but must be CEPHFS, NFS or CIFS", backend.ErrInvalid, p["protocol"])
+	}
+	if err != nil {
+		return nil, err
+	}
+	if p["availability"] != "" && p["autoTopology"] == "true" {
+		return nil, fmt.Errorf("%w: parameters \"availability\" and \"autoTopology\" contradict each other", backend.ErrInvalid)
+	}
+	if _, err := clients(p["access"]); err != nil {
+		return nil, err
+	}
+	if _, err := extraMetadata(p["appendShareMetadata"]); err != nil {
+		return nil, err
+	}
+	if d := p["snapshotDirectory"]; d != "" && (strings.HasPrefix(d, "/") || strings.Contains(d, "..") ||
+		!strings.Contains(d, "{id}") && !strings.Contains(d, "{name}")) {
+		return nil, fmt.Errorf("%w: parameter \"snapshotDirectory\" is %q, but must be a relative path with {id} or {name} in it, such as .snapshot/{name}", backend.ErrInvalid, d)
+	}
+	return keep, nil
+}
+
+// clients reads a list of addresses and networks.
+func clients(list string) ([]string, error) {
+	var all []string
+	for c := range strings.SplitSeq(list, ",") {
+		if c = strings.TrimSpace(c); c == "" {
+			continue
+		}
+		if _, err := netip.ParseAddr(c); err != nil {
+			if _, err := netip.ParsePrefix(c); err != nil {
+				return nil, fmt.Errorf("%w: parameter \"access\": %q is neither an IP address nor a network such as 192.0.2.0/24", backend.ErrInvalid, c)
+			}
+		}
+		all = append(all, c)
+	}
+	return all, nil
+}
+
+func extraMetadata(text string) (map[string]string, error) {
+	if text == "" {
+		return nil, nil
+	}
+	var m map[string]string
+	if err := json.Unmarshal([]byte(text), &m); err != nil {
+		return nil, fmt.Errorf("%w: parameter \"appendShareMetadata\" must be a JSON object of strings: %w", backend.ErrInvalid, err)
+	}
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		if k == "" || len(k) > 255 || len(m[k]) > 1023 || strings.HasPrefix(k, "abaca.") || strings.HasPrefix(k, "__") {
+			return nil, fmt.Errorf("%w: parameter \"appendShareMetadata\": %q is not a key that can be set", backend.ErrInvalid, k)
+		}
+	}
+	return m, nil
+}

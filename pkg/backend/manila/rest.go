@@ -1,0 +1,372 @@
+package manila
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/gophercloud/gophercloud/v2"
+
+	"github.com/abaca-csi/abaca/pkg/backend"
+)
+
+// The calls of the API. gophercloud signs in, renews the token and sends; its
+// types of shares and snapshots lack much of what is needed here (metadata of
+// snapshots, mount_snapshot_support, access_rules_status, is_soft_deleted).
+
+// share is a share as the API describes it.
+type share struct {
+	ID          string            `json:"id"`
+	Name        string            `json:"name"`
+	Status      string            `json:"status"`
+	Protocol    string            `json:"share_proto"`
+	TypeName    string            `json:"share_type_name"`
+	Zone        string            `json:"availability_zone"`
+	SnapshotID  string            `json:"snapshot_id"`
+	Size        int64             `json:"size"` // GiB
+	Metadata    map[string]string `json:"metadata"`
+	Created     stamp             `json:"created_at"`
+	Snapshots   bool              `json:"snapshot_support"`
+	Clones      bool              `json:"create_share_from_snapshot_support"`
+	Mountable   bool              `json:"mount_snapshot_support"`
+	SoftDeleted bool              `json:"is_soft_deleted"`
+}
+
+// snapshot is a snapshot as the API describes it.
+type snapshot struct {
+	ID          string            `json:"id"`
+	Name        string            `json:"name"`
+	Description string            `json:"description"`
+	ShareID     string            `json:"share_id"`
+	Status      string            `json:"status"`
+	Size        int64             `json:"size"` // GiB
+	Metadata    map[string]string `json:"metadata"`
+	Created     stamp             `json:"created_at"`
+}
+
+// rule is an access rule of a share or of a snapshot.
+type rule struct {
+	ID    string `json:"id"`
+	Type  string `json:"access_type"`
+	To    string `json:"access_to"`
+	Level string `json:"access_level"`
+	State string `json:"state"`
+	Key   string `json:"access_key"`
+}
+
+type shareType struct {
+	ID      string         `json:"id"`
+	Name    string         `json:"name"`
+	Default bool           `json:"is_default"`
+	Specs   map[string]any `json:"extra_specs"`
+}
+
+// stamp is a time as Manila writes it: UTC, and not saying so.
+type stamp struct{ time.Time }
+
+func (t *stamp) UnmarshalJSON(b []byte) (err error) {
+	var text string
+	if err := json.Unmarshal(b, &text); err != nil || text == "" {
+		return err
+	}
+	t.Time, err = time.Parse("2006-01-02T15:04:05.999999999", strings.TrimSuffix(text, "Z"))
+	return err
+}
+
+func (b *Backend) getShare(ctx context.Context, id string) (*share, error) {
+	var answer struct{ Share *share }
+	if err := b.get(ctx, "shares/"+url.PathEscape(id), &answer); err != nil {
+		return nil, err
+	}
+	if answer.Share == nil || answer.Share.ID != id {
+		return nil, errStrange
+	}
+	return answer.Share, nil
+}
+
+func (b *Backend) getSnapshot(ctx context.Context, id string) (*snapshot, error) {
+	var answer struct{ Snapshot *snapshot }
+	if err := b.get(ctx, "snapshots/"+url.PathEscape(id), &answer); err != nil {
+		return nil, err
+	}
+	if answer.Snapshot == nil || answer.Snapshot.ID != id {
+		return nil, errStrange
+	}
+	return answer.Snapshot, nil
+}
+
+// errStrange is an answer that cannot be.
+var errStrange = fmt.Errorf("%w: Manila's answer makes no sense", backend.ErrUnavailable)
+
+// listShares returns the shares that have all the metadata, of every page.
+func (b *Backend) listShares(ctx context.Context, metadata map[string]string) ([]*share, error) {
+	return pages(ctx, b, "shares/detail", url.Values{"metadata": {filter(metadata)}}, "shares", func(s *share) string { return s.ID })
+}
+
+func (b *Backend) listSnapshots(ctx context.Context, q url.Values) ([]*snapshot, error) {
+	return pages(ctx, b, "snapshots/detail", q, "snapshots", func(s *snapshot) string { return s.ID })
+}
+
+// filter writes metadata as Manila's filters want it: a Python dictionary.
+func filter(metadata map[string]string) string {
+	var parts []string
+	for k, v := range metadata {
+		parts = append(parts, "'"+k+"': '"+v+"'")
+	}
+	return "{" + strings.Join(parts, ", ") + "}"
+}
+
+// pageLimit is how many objects are asked for at once; Manila's default maximum.
+const pageLimit = 1000
+
+// pages reads a listing to its end. What moves from one page to the next while
+// it is read comes once.
+func pages[T any](ctx context.Context, b *Backend, path string, q url.Values, key string, id func(*T) string) ([]*T, error) {
+	var all []*T
+	seen := map[string]bool{}
+	for offset := 0; ; offset += pageLimit {
+		q.Set("limit", strconv.Itoa(pageLimit))
+		q.Set("offset", strconv.Itoa(offset))
+		answer := map[string]json.RawMessage{}
+		if err := b.get(ctx, path+"?"+q.Encode(), &answer); err != nil {
+			return nil, err
+		}
+		var page []*T
+		if err := json.Unmarshal(answer[key], &page); err != nil {
+			return nil, errStrange
+		}
+		for _, o := range page {
+			if o != nil && !seen[id(o)] {
+				seen[id(o)] = true
+				all = append(all, o)
+			}
+		}
+		if len(page) < pageLimit {
+			return all, nil
+		}
+	}
+}
+
+func (b *Backend) setMetadata(ctx context.Context, of string, metadata map[string]string) error {
+	return b.post(ctx, of+"/metadata", map[string]any{"metadata": metadata}, nil) // PUT would drop the others
+}
+
+func (b *Backend) dropMetadata(ctx context.Context, of, key string) error {
+	err := b.at(ctx, http.MethodDelete, b.url(of+"/metadata/"+url.PathEscape(key)), nil, nil, http.StatusOK, http.StatusNoContent)
+	if errors.Is(err, backend.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+func (b *Backend) rules(ctx context.Context, share string) ([]rule, error) {
+	var answer struct {
+		Rules []rule `json:"access_list"`
+	}
+	err := b.get(ctx, "share-access-rules?share_id="+url.QueryEscape(share), &answer)
+	if refused := (*apiError)(nil); errors.As(err, &refused) && refused.status == http.StatusBadRequest {
+		return nil, nil // of a share that is gone
+	}
+	return answer.Rules, err
+}
+
+func (b *Backend) snapshotRules(ctx context.Context, snapshot string) ([]rule, error) {
+	var answer struct {
+		Rules []rule `json:"snapshot_access_list"`
+	}
+	err := b.get(ctx, "snapshots/"+url.PathEscape(snapshot)+"/access-list", &answer)
+	return answer.Rules, err
+}
+
+// exportPath is one export location.
+type exportPath struct {
+	Path      string `json:"path"`
+	Preferred bool   `json:"preferred"`
+	Admin     bool   `json:"is_admin_only"`
+}
+
+func (b *Backend) exportPaths(ctx context.Context, share string) ([]exportPath, error) {
+	var answer struct {
+		Paths []exportPath `json:"export_locations"`
+	}
+	return answer.Paths, errors.Join(b.get(ctx, "shares/"+url.PathEscape(share)+"/export_locations", &answer))
+}
+
+func (b *Backend) snapshotPaths(ctx context.Context, snapshot string) ([]exportPath, error) {
+	var answer struct {
+		Paths []exportPath `json:"share_snapshot_export_locations"`
+	}
+	err := b.get(ctx, "snapshots/"+url.PathEscape(snapshot)+"/export-locations", &answer)
+	return answer.Paths, err
+}
+
+func (b *Backend) shareTypes(ctx context.Context) ([]shareType, error) {
+	var answer struct {
+		Types []shareType `json:"share_types"`
+	}
+	err := b.get(ctx, "types", &answer)
+	return answer.Types, err
+}
+
+// message is what Manila tells a user about something that has failed.
+type message struct {
+	Detail  string `json:"detail_id"`
+	Level   string `json:"message_level"`
+	Text    string `json:"user_message"`
+	Created stamp  `json:"created_at"`
+}
+
+// complaint returns the newest error message about an object; empty when there
+// is none, or it cannot be had: it only explains.
+func (b *Backend) complaint(ctx context.Context, id string) message {
+	var answer struct{ Messages []message }
+	_ = b.get(ctx, "messages?limit=20&sort_key=created_at&sort_dir=desc&resource_id="+url.QueryEscape(id), &answer)
+	newest := message{}
+	for _, m := range answer.Messages {
+		if m.Level == "ERROR" && !m.Created.Before(newest.Created.Time) {
+			newest = m
+		}
+	}
+	return newest
+}
+
+func (b *Backend) url(path string) string { return b.client.ServiceURL(path) }
+
+func (b *Backend) get(ctx context.Context, path string, into any) error {
+	return b.at(ctx, http.MethodGet, b.url(path), nil, into, http.StatusOK)
+}
+
+func (b *Backend) post(ctx context.Context, path string, body, into any) error {
+	return b.at(ctx, http.MethodPost, b.url(path), body, into, http.StatusOK, http.StatusCreated, http.StatusAccepted)
+}
+
+func (b *Backend) delete(ctx context.Context, path string) error {
+	return b.at(ctx, http.MethodDelete, b.url(path), nil, nil, http.StatusOK, http.StatusAccepted, http.StatusNoContent)
+}
+
+// retries bounds how often a request is sent again that Manila has put off.
+const retries = 3
+
+// at sends one request. What was put off with 429, or 503 for one that changes
+// nothing, is sent again when Manila says, if the caller has so much time.
+func (b *Backend) at(ctx context.Context, method, url string, body, into any, ok ...int) error {
+	for try := 1; ; try++ {
+		// gophercloud decodes numbers into what is given.
+		var raw json.RawMessage
+		o := &gophercloud.RequestOpts{JSONBody: body, OkCodes: ok}
+		if into != nil {
+			o.JSONResponse = &raw
+		}
+		_, err := b.client.Request(ctx, method, url, o)
+		if err == nil && into != nil {
+			if json.Unmarshal(raw, into) != nil {
+				return fmt.Errorf("%w (%s %s)", errStrange, method, b.short(url))
+			}
+		}
+		if err == nil {
+			return nil
+		}
+		e := b.classify(ctx, method, url, err)
+		refused := (*apiError)(nil)
+		if !errors.As(e, &refused) || try > retries ||
+			refused.status != http.StatusTooManyRequests && (refused.status != http.StatusServiceUnavailable || method != http.MethodGet) {
+			return e
+		}
+		wait := max(refused.after, 200*time.Millisecond<<try)
+		if end, limited := ctx.Deadline(); limited && b.o.Now().Add(wait).After(end.Add(-deadlineMargin)) {
+			return e
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
+// short is a URL without what is the same in all.
+func (b *Backend) short(url string) string {
+	path, _, _ := strings.Cut(strings.TrimPrefix(url, b.client.Endpoint), "?")
+	return path
+}
+
+// apiError is a request that Manila refused.
+type apiError struct {
+	status  int
+	message string // Manila's own
+	request string // OpenStack's request id, for its operators
+	what    string // method and path
+	after   time.Duration
+	kind    error
+}
+
+func (e *apiError) Error() string {
+	s := fmt.Sprintf("%v: %s: %s (HTTP %d", e.kind, e.what, e.message, e.status)
+	if e.request != "" {
+		s += ", " + e.request
+	}
+	return s + ")"
+}
+
+func (e *apiError) Unwrap() error { return e.kind }
+
+// kinds are what a refusal means if the call knows nothing better. What is not
+// here is the cloud's own trouble.
+var kinds = map[int]error{
+	http.StatusBadRequest: backend.ErrInvalid, http.StatusUnauthorized: backend.ErrAuth, http.StatusForbidden: backend.ErrAuth,
+	http.StatusNotFound: backend.ErrNotFound, http.StatusNotAcceptable: backend.ErrUnsupported, http.StatusConflict: backend.ErrPending,
+	http.StatusRequestEntityTooLarge: backend.ErrExhausted,
+}
+
+func (b *Backend) classify(ctx context.Context, method, url string, err error) error {
+	what := method + " " + b.short(url)
+	var refused gophercloud.ErrUnexpectedResponseCode
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("%s: %w", what, ctx.Err())
+	case errors.As(err, &refused):
+	default:
+		var again *gophercloud.ErrUnableToReauthenticate
+		if errors.As(err, &again) {
+			return fmt.Errorf("%w: %s: the token has ended, and no new one is given", backend.ErrAuth, what)
+		}
+		return fmt.Errorf("%w: %s: %s", backend.ErrUnavailable, what, oneLine(err.Error()))
+	}
+	e := &apiError{status: refused.Actual, what: what, kind: kinds[refused.Actual],
+		request: refused.ResponseHeader.Get("X-OpenStack-Request-ID")}
+	if e.kind == nil {
+		e.kind = backend.ErrUnavailable
+	}
+	if seconds, err := strconv.Atoi(refused.ResponseHeader.Get("Retry-After")); err == nil && seconds >= 0 {
+		e.after = time.Duration(seconds) * time.Second
+	}
+	var fault map[string]struct{ Message string }
+	if json.Unmarshal(refused.Body, &fault) == nil {
+		for _, f := range fault {
+			e.message = oneLine(f.Message)
+		}
+	} else if e.status == http.StatusNotFound {
+		// A proxy's page, or a path that this Manila does not have: no word of the
+		// object.
+		e.kind = backend.ErrUnavailable
+	}
+	if e.message == "" {
+		e.message = http.StatusText(e.status)
+	}
+	return e
+}
+
+// oneLine makes a message of others fit into ours.
+func oneLine(s string) string {
+	s = strings.Join(strings.Fields(s), " ")
+	if len(s) > 500 {
+		s = strings.ToValidUTF8(s[:500], "") + "..."
+	}
+	return s
+}

@@ -1,0 +1,521 @@
+package manila
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/abaca-csi/abaca/pkg/backend"
+)
+
+// CreateShare implements backend.Backend.
+//
+// A share is made with its identity in the request, so whatever becomes of the
+// answer, the next call finds it. Whoever finds it available makes it what was
+// asked for and marks it ready; until then it does not exist for anybody else.
+func (b *Backend) CreateShare(ctx context.Context, req backend.CreateShareRequest) (_ *backend.Share, err error) {
+	defer wrap(&err, "create share %q", req.Name)
+	if req.Name == "" || req.MinSize < 0 || req.MaxSize < 0 || req.MaxSize > 0 && req.MaxSize < req.MinSize {
+		return nil, fmt.Errorf("%w: name or range of sizes %d to %d", backend.ErrInvalid, req.MinSize, req.MaxSize)
+	}
+	unlock, err := b.busy.lock(ctx, "share "+req.Name)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	for attempt := 1; ; attempt++ {
+		found, err := b.named(ctx, req.Name)
+		if err != nil {
+			return nil, err
+		}
+		if len(found) == 0 {
+			if found, err = b.make(ctx, req); err != nil {
+				return nil, err
+			}
+		}
+		s, err := b.finish(ctx, req, found[0])
+		if errors.Is(err, errAgain) && attempt < 3 {
+			continue
+		}
+		if errors.Is(err, errAgain) {
+			err = fmt.Errorf("%w: %s", backend.ErrUnavailable, err)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return b.public(s), nil
+	}
+}
+
+// errAgain is a share that has gone, and another may do.
+var errAgain = errors.New("the share has gone while it was made")
+
+// make asks for a new share, and returns all of its name.
+func (b *Backend) make(ctx context.Context, req backend.CreateShareRequest) ([]*share, error) {
+	keep, err := class(req.Parameters)
+	if err != nil {
+		return nil, err
+	}
+	size := max(1, (req.MinSize+gib-1)/gib)
+	if req.MaxSize > 0 && size*gib > req.MaxSize {
+		return nil, fmt.Errorf("%w: Manila makes shares of whole GiB, and none is between %d and %d bytes", backend.ErrInvalid, req.MinSize, req.MaxSize)
+	}
+	p := req.Parameters
+	ask := map[string]any{"name": label(req.Name), "size": size}
+	if req.FromSnapshot != "" {
+		source, parent, err := b.source(ctx, req.FromSnapshot)
+		if err != nil {
+			return nil, err
+		}
+		if source.Size > size {
+			return nil, fmt.Errorf("%w: %d bytes cannot hold the source of %d", backend.ErrInvalid, req.MinSize, source.Size*gib)
+		}
+		// A clone that is asked for larger than its snapshot comes out with the
+		// snapshot's quota: it is extended afterwards (seen on CephFS, 2025.1).
+		ask["size"], ask["snapshot_id"], ask["share_proto"], ask["share_type"] = source.Size, source.ID, parent.Protocol, parent.TypeName
+		for _, name := range []string{"access", "snapshotDirectory", "cephfs-mounter"} {
+			if _, ok := keep[name]; !ok && parent.class(name) != "" {
+				keep[name] = parent.class(name)
+			}
+		}
+	} else {
+		t, err := b.shareType(ctx, p["type"])
+		if err != nil {
+			return nil, err
+		}
+		ask["share_type"], ask["share_proto"] = t.ID, strings.ToUpper(p["protocol"])
+		if p["protocol"] == "" {
+			ask["share_proto"] = protocolOf(t)
+		}
+	}
+	if n := p["shareNetworkID"]; n != "" {
+		ask["share_network_id"] = n
+	}
+	switch {
+	case p["availability"] != "":
+		ask["availability_zone"] = p["availability"]
+	case p["autoTopology"] == "true" && len(req.Zones) > 0 && req.FromSnapshot == "":
+		ask["availability_zone"] = req.Zones[0]
+	}
+	hints := map[string]any{}
+	for parameter, hint := range map[string]string{"affinity": "same_host", "antiAffinity": "different_host"} {
+		if p[parameter] != "" && b.minor < sinceHints {
+			return nil, fmt.Errorf("%w: parameter %q needs Manila's microversion 2.%d, and this one speaks 2.%d", backend.ErrUnsupported, parameter, sinceHints, b.minor)
+		}
+		if p[parameter] != "" {
+			hints[hint] = p[parameter]
+		}
+	}
+	if len(hints) > 0 {
+		ask["scheduler_hints"] = hints
+	}
+	metadata, err := extraMetadata(p["appendShareMetadata"])
+	if err != nil {
+		return nil, err
+	}
+	if metadata == nil {
+		metadata = map[string]string{}
+	}
+	maps.Copy(metadata, b.describe(req, size, keep))
+	ask["metadata"] = metadata
+	err = b.post(ctx, "shares", map[string]any{"share": ask}, nil)
+	refused := (*apiError)(nil)
+	switch {
+	case err == nil:
+	case errors.As(err, &refused) && refused.status < 500:
+		return nil, err // there is none
+	default:
+		return nil, fmt.Errorf("%w: it is not known whether Manila has made the share: %s", backend.ErrPending, err)
+	}
+	// Another process may have asked at the same time.
+	found, err := b.named(ctx, req.Name)
+	if err == nil && len(found) == 0 {
+		err = errAgainLater
+	}
+	return found, err
+}
+
+var errAgainLater = fmt.Errorf("%w: Manila does not show the share yet", backend.ErrPending)
+
+// protocolOf is what the shares of a type speak, if their class does not say: the
+// type's storage_protocol, or CephFS.
+func protocolOf(t *shareType) string {
+	if p, ok := t.Specs["storage_protocol"].(string); ok && !strings.Contains(p, " ") {
+		return strings.ToUpper(p)
+	}
+	return "CEPHFS"
+}
+
+// shareType finds a type by name or id; empty is the cloud's default.
+func (b *Backend) shareType(ctx context.Context, name string) (*shareType, error) {
+	types, err := b.shareTypes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for i, t := range types {
+		if name == "" && t.Default || name != "" && (t.Name == name || t.ID == name) {
+			return &types[i], nil
+		}
+		names = append(names, t.Name)
+	}
+	if name == "" {
+		return nil, fmt.Errorf("%w: the cloud has no default share type: name one with the parameter \"type\" (%s)", backend.ErrInvalid, strings.Join(names, ", "))
+	}
+	return nil, fmt.Errorf("%w: there is no share type %q (there are %s)", backend.ErrInvalid, name, strings.Join(names, ", "))
+}
+
+// finish brings a share that was asked for to its end.
+func (b *Backend) finish(ctx context.Context, req backend.CreateShareRequest, s *share) (*share, error) {
+	if err := b.fits(s, req); err != nil {
+		return nil, err
+	}
+	if s.ready() {
+		return s, nil
+	}
+	s, err := b.await(ctx, s.ID, func(s *share) bool { return stateOf(s.Status) != passing })
+	switch {
+	case err != nil:
+		return nil, err
+	case s == nil:
+		return nil, errAgain
+	case stateOf(s.Status) == failed:
+		return nil, b.undo(ctx, s)
+	}
+	if s.Size < s.asked() {
+		if s, err = b.extend(ctx, s, s.asked()); err != nil {
+			return nil, pendingOr(err)
+		}
+	}
+	// Only the one that everybody chooses becomes ready; the others go.
+	found, err := b.named(ctx, req.Name)
+	if err != nil {
+		return nil, err
+	}
+	if len(found) == 0 || found[0].ID != s.ID {
+		return nil, errAgain
+	}
+	for _, extra := range found[1:] {
+		if !extra.ready() {
+			if err := b.removeShare(ctx, extra); err != nil {
+				return nil, fmt.Errorf("remove share %s, which was made twice: %w", extra.ID, pendingOr(err))
+			}
+		}
+	}
+	if err := b.setMetadata(ctx, "shares/"+s.ID, map[string]string{keyReady: "true"}); err != nil {
+		return nil, pendingOr(err)
+	}
+	s.Metadata[keyReady] = "true"
+	return s, nil
+}
+
+// pendingOr makes the error of a step that will be repeated one that says so: a
+// final answer would let an orchestrator forget the share.
+func pendingOr(err error) error {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, backend.ErrUnavailable) {
+		return err
+	}
+	return fmt.Errorf("%w: %s", backend.ErrPending, err)
+}
+
+// fits compares a share with a request for one of its name.
+func (b *Backend) fits(s *share, req backend.CreateShareRequest) error {
+	if s.Metadata[keySource] != req.FromSnapshot || s.Metadata[keyRole] != string(req.Role) || !maps.Equal(s.description(), orEmpty(req.Description)) {
+		return fmt.Errorf("%w: share %s was made for another purpose", backend.ErrConflict, s.ID)
+	}
+	size := s.asked() // a clone may not have it yet
+	if s.ready() {
+		size = s.Size
+	}
+	if size*gib < req.MinSize || req.MaxSize > 0 && size*gib > req.MaxSize {
+		return fmt.Errorf("%w: share %s has %d bytes", backend.ErrConflict, s.ID, size*gib)
+	}
+	return nil
+}
+
+func orEmpty(m map[string]string) map[string]string {
+	if m == nil {
+		return map[string]string{}
+	}
+	return m
+}
+
+// undo removes a share that Manila could not make, and says why it could not. It
+// is final only when nothing is left.
+func (b *Backend) undo(ctx context.Context, s *share) error {
+	reason := why("Manila could not make the share", b.complaint(ctx, s.ID))
+	if err := b.removeShare(ctx, s); err != nil {
+		return fmt.Errorf("%w: %s; and removing it: %s", backend.ErrPending, reason, err)
+	}
+	return reason
+}
+
+// Share implements backend.Backend.
+func (b *Backend) Share(ctx context.Context, id string) (_ *backend.Share, err error) {
+	defer wrap(&err, "share %q", id)
+	s, err := b.findShare(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return b.public(s), nil
+}
+
+// findShare returns a share that is ready and was not deleted.
+func (b *Backend) findShare(ctx context.Context, id string) (*share, error) {
+	if !validID(id) {
+		return nil, backend.ErrNotFound
+	}
+	s, err := b.getShare(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if !b.mine(s) || !s.ready() || s.deferred() || s.Status == "deleting" {
+		return nil, backend.ErrNotFound
+	}
+	return s, nil
+}
+
+// validID keeps what could not be an id out of a URL.
+func validID(id string) bool {
+	return len(id) > 0 && len(id) <= 48 && !strings.ContainsFunc(id, func(r rune) bool {
+		return !(r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r == '-' || r == '_')
+	})
+}
+
+// ShareNamed implements backend.Backend.
+func (b *Backend) ShareNamed(ctx context.Context, name string) (_ *backend.Share, err error) {
+	defer wrap(&err, "share named %q", name)
+	found, err := b.named(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if len(found) == 0 || !found[0].ready() {
+		return nil, backend.ErrNotFound
+	}
+	return b.public(found[0]), nil
+}
+
+// CommitShare implements backend.Backend.
+func (b *Backend) CommitShare(ctx context.Context, id string) (err error) {
+	defer wrap(&err, "commit share %q", id)
+	s, err := b.findShare(ctx, id)
+	if err != nil || s.Metadata[keyDraft] != "true" {
+		return err
+	}
+	return b.setMetadata(ctx, "shares/"+id, map[string]string{keyDraft: "false"})
+}
+
+// ExpandShare implements backend.Backend.
+func (b *Backend) ExpandShare(ctx context.Context, id string, size int64) (_ *backend.Share, err error) {
+	defer wrap(&err, "expand share %q to %d bytes", id, size)
+	s, err := b.findShare(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if want := (size + gib - 1) / gib; s.Size < want {
+		if s, err = b.extend(ctx, s, want); err != nil {
+			return nil, err
+		}
+	}
+	return b.public(s), nil
+}
+
+// extend raises the size of a share, in GiB.
+func (b *Backend) extend(ctx context.Context, s *share, size int64) (*share, error) {
+	id := s.ID
+	for s.Size < size {
+		settled, err := b.await(ctx, id, func(s *share) bool { return stateOf(s.Status) != passing })
+		switch {
+		case err != nil:
+			return nil, err
+		case settled == nil:
+			return nil, backend.ErrNotFound
+		case stateOf(settled.Status) == failed:
+			return nil, why("the share is in the state "+settled.Status, b.complaint(ctx, id))
+		case settled.Size >= size:
+			return settled, nil
+		}
+		err = b.post(ctx, "shares/"+id+"/action", map[string]any{"extend": map[string]any{"new_size": size}}, nil)
+		refused := (*apiError)(nil)
+		if errors.As(err, &refused) && (refused.status == http.StatusForbidden || refused.status == http.StatusRequestEntityTooLarge) {
+			return nil, fmt.Errorf("%w: %s", backend.ErrExhausted, refused) // over quota (seen as 403)
+		}
+		if errors.As(err, &refused) && refused.status == http.StatusBadRequest && strings.Contains(refused.message, "status") {
+			err = nil // another process was faster
+		}
+		if err != nil {
+			return nil, err
+		}
+		if s, err = b.await(ctx, id, func(s *share) bool { return stateOf(s.Status) != passing }); err != nil {
+			return nil, err
+		}
+		if s == nil {
+			return nil, backend.ErrNotFound
+		}
+		if s.Size < size && stateOf(s.Status) == usable {
+			return nil, why("Manila did not extend the share", b.complaint(ctx, id))
+		}
+	}
+	return s, nil
+}
+
+// DeleteShare implements backend.Backend. Manila keeps no snapshot without its
+// share, so one with snapshots is only marked, and goes with the last of them.
+func (b *Backend) DeleteShare(ctx context.Context, id string) (err error) {
+	defer wrap(&err, "delete share %q", id)
+	if !validID(id) {
+		return nil
+	}
+	s, err := b.getShare(ctx, id)
+	if errors.Is(err, backend.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !b.mine(s) {
+		return nil // whatever it is, it is not ours
+	}
+	if s.deferred() {
+		return b.reap(ctx, s)
+	}
+	left, err := b.snapshotsOf(ctx, id)
+	if err != nil {
+		return err
+	}
+	if len(left) == 0 {
+		err := b.removeShare(ctx, s)
+		refused := (*apiError)(nil)
+		if !errors.As(err, &refused) || !strings.Contains(refused.message, "dependent snapshots") {
+			return err
+		}
+	}
+	for consumer, held := range s.holds() {
+		if held == holdsShare {
+			if err := b.release(ctx, s, consumer, backend.Target{ShareID: id}); err != nil {
+				return err
+			}
+		}
+	}
+	// Its name is free for another one from now on.
+	return b.setMetadata(ctx, "shares/"+id, map[string]string{keyDeleted: b.o.Now().UTC().Format(time.RFC3339), keyID: "deleted"})
+}
+
+func (b *Backend) snapshotsOf(ctx context.Context, share string) ([]*snapshot, error) {
+	return b.listSnapshots(ctx, url.Values{"share_id": {share}})
+}
+
+// reap removes a share that was deleted before, if it has no snapshots any more.
+func (b *Backend) reap(ctx context.Context, s *share) error {
+	left, err := b.snapshotsOf(ctx, s.ID)
+	if err != nil || len(left) > 0 {
+		return err
+	}
+	return b.removeShare(ctx, s)
+}
+
+// removeShare deletes a share and waits until it is gone.
+func (b *Backend) removeShare(ctx context.Context, s *share) error {
+	id := s.ID
+	for refusals := 0; s.Status != "deleting"; {
+		err := b.delete(ctx, "shares/"+id)
+		refused := (*apiError)(nil)
+		switch {
+		case err == nil:
+			s.Status = "deleting"
+			continue
+		case errors.Is(err, backend.ErrNotFound):
+			return nil
+		case !errors.As(err, &refused) || refused.status != http.StatusForbidden && refused.status != http.StatusConflict:
+			return err
+		}
+		// Is something else being done to it, or has somebody else deleted it?
+		now, nerr := b.await(ctx, id, func(s *share) bool { return stateOf(s.Status) != passing || s.Status == "deleting" })
+		if nerr != nil || now == nil {
+			return nerr
+		}
+		if refusals++; now.Status != "deleting" && refusals > 1 {
+			return fmt.Errorf("%w: Manila does not delete it%s: %w", backend.ErrInUse, b.lockedBy(ctx, id), withoutKind(refused))
+		}
+		s = now
+	}
+	s, err := b.await(ctx, id, func(s *share) bool { return s.Status != "deleting" && stateOf(s.Status) == failed })
+	if err != nil || s == nil {
+		return err
+	}
+	return why("Manila could not delete the share, which is in the state "+s.Status, b.complaint(ctx, id))
+}
+
+// withoutKind is a refusal that the caller knows how to classify.
+func withoutKind(e *apiError) *apiError {
+	copied := *e
+	copied.kind = errRefused
+	return &copied
+}
+
+var errRefused = errors.New("refused")
+
+// lockedBy names the resource locks that keep a share, if there are any.
+func (b *Backend) lockedBy(ctx context.Context, id string) string {
+	const sinceLocks = 81
+	if b.minor < sinceLocks {
+		return ""
+	}
+	var answer struct {
+		Locks []struct {
+			ID     string
+			Reason string `json:"lock_reason"`
+		} `json:"resource_locks"`
+	}
+	if b.get(ctx, "resource-locks?resource_id="+url.QueryEscape(id), &answer) != nil || len(answer.Locks) == 0 {
+		return ""
+	}
+	var names []string
+	for _, l := range answer.Locks {
+		names = append(names, fmt.Sprintf("%s (%s)", l.ID, oneLine(l.Reason)))
+	}
+	return ", as it is locked by " + strings.Join(names, ", ")
+}
+
+// ListShares implements backend.Backend.
+func (b *Backend) ListShares(ctx context.Context, after string, limit int) (_ []*backend.Share, more bool, err error) {
+	defer wrap(&err, "list shares")
+	all, err := b.ours(ctx)
+	if err != nil {
+		return nil, false, err
+	}
+	all = slices.DeleteFunc(all, func(s *share) bool { return !s.ready() || s.deferred() || s.Status == "deleting" })
+	page, more := cut(all, func(s *share) string { return s.ID }, after, limit)
+	out := make([]*backend.Share, len(page))
+	for i, s := range page {
+		out[i] = b.public(s)
+	}
+	return out, more, nil
+}
+
+// cut returns the page behind after of objects in the order of their keys.
+func cut[T any](all []T, key func(T) string, after string, limit int) (page []T, more bool) {
+	slices.SortFunc(all, func(x, y T) int { return strings.Compare(key(x), key(y)) })
+	from := 0
+	for from < len(all) && after != "" && key(all[from]) <= after {
+		from++
+	}
+	all = all[from:]
+	if limit > 0 && len(all) > limit {
+		return all[:limit], true
+	}
+	return all, false
+}
+
+// wrap says what was being done.
+func wrap(err *error, format string, args ...any) {
+	if *err != nil {
+		*err = fmt.Errorf(format+": %w", append(args, *err)...)
+	}
+}

@@ -1,0 +1,289 @@
+package manila
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/abaca-csi/abaca/pkg/backend"
+)
+
+// CreateSnapshot implements backend.Backend.
+func (b *Backend) CreateSnapshot(ctx context.Context, req backend.CreateSnapshotRequest) (_ *backend.Snapshot, err error) {
+	defer wrap(&err, "create snapshot %q of share %q", req.Name, req.ShareID)
+	if req.Name == "" {
+		return nil, fmt.Errorf("%w: the name is empty", backend.ErrInvalid)
+	}
+	unlock, err := b.busy.lock(ctx, "snapshot "+req.Name)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	found, err := b.snapshotsNamed(ctx, req.Name)
+	if err != nil {
+		return nil, err
+	}
+	if len(found) == 0 {
+		if err := b.cut(ctx, req); err != nil {
+			return nil, err
+		}
+		if found, err = b.snapshotsNamed(ctx, req.Name); err != nil {
+			return nil, pendingOr(err)
+		}
+		if len(found) == 0 {
+			return nil, fmt.Errorf("%w: Manila does not show the snapshot yet", backend.ErrPending)
+		}
+	}
+	s := found[0]
+	if s.ShareID != req.ShareID || s.Metadata[keyRole] != string(req.Role) {
+		return nil, fmt.Errorf("%w: snapshot %s is of share %s", backend.ErrConflict, s.ID, s.ShareID)
+	}
+	s, err = b.awaitSnapshot(ctx, s.ID, func(s *snapshot) bool { return stateOf(s.Status) != passing })
+	switch {
+	case err != nil:
+		return nil, err
+	case s == nil:
+		return nil, fmt.Errorf("%w: it has gone while it was made", backend.ErrUnavailable)
+	case stateOf(s.Status) == failed:
+		reason := why("Manila could not cut the snapshot", b.complaint(ctx, s.ID))
+		if err := b.removeSnapshot(ctx, s); err != nil {
+			return nil, fmt.Errorf("%w: %s; and removing it: %s", backend.ErrPending, reason, err)
+		}
+		return nil, reason
+	}
+	for _, extra := range found[1:] { // cut by another process at the same time
+		if err := b.removeSnapshot(ctx, extra); err != nil {
+			return nil, fmt.Errorf("remove snapshot %s, which was cut twice: %w", extra.ID, pendingOr(err))
+		}
+	}
+	return publicSnapshot(s), nil
+}
+
+// cut asks for a new snapshot.
+func (b *Backend) cut(ctx context.Context, req backend.CreateSnapshotRequest) error {
+	parent, err := b.findShare(ctx, req.ShareID)
+	if err != nil {
+		return err
+	}
+	if !parent.Snapshots {
+		return fmt.Errorf("%w: the share type %q has no snapshots (its extra spec snapshot_support)", backend.ErrUnsupported, parent.TypeName)
+	}
+	if parent.Status != "available" {
+		return fmt.Errorf("%w: the share is in the state %s", backend.ErrUnavailable, parent.Status)
+	}
+	m := b.describeSnapshot(req)
+	ask := map[string]any{"share_id": req.ShareID, "name": label(req.Name), "metadata": m}
+	if b.minor < sinceSnapMetadata {
+		ask = map[string]any{"share_id": req.ShareID, "name": b.oldSnapshotName(req.Name), "description": oldDescription(m)}
+	}
+	err = b.post(ctx, "snapshots", map[string]any{"snapshot": ask}, nil)
+	refused := (*apiError)(nil)
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &refused) && refused.status == http.StatusForbidden:
+		return fmt.Errorf("%w: %w", backend.ErrUnavailable, withoutKind(refused)) // its status has changed meanwhile
+	case errors.As(err, &refused) && refused.status < 500:
+		return err
+	}
+	return fmt.Errorf("%w: it is not known whether Manila has cut the snapshot: %s", backend.ErrPending, err)
+}
+
+// awaitSnapshot is await for a snapshot.
+func (b *Backend) awaitSnapshot(ctx context.Context, id string, done func(*snapshot) bool) (*snapshot, error) {
+	for p := (pause{b: b}); ; {
+		s, err := b.getSnapshot(ctx, id)
+		switch {
+		case errors.Is(err, backend.ErrNotFound):
+			return nil, nil
+		case errors.Is(err, backend.ErrUnavailable) && p.patient():
+		case err != nil:
+			return nil, err
+		case done(b.settle(s)):
+			return s, nil
+		}
+		if err := p.sleep(ctx); err != nil {
+			return nil, fmt.Errorf("snapshot %s: %w", id, err)
+		}
+	}
+}
+
+// findSnapshot returns a snapshot that is ours and is there to stay.
+func (b *Backend) findSnapshot(ctx context.Context, id string) (*snapshot, error) {
+	if !validID(id) {
+		return nil, backend.ErrNotFound
+	}
+	s, err := b.getSnapshot(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if b.settle(s); s.Metadata[keyInstance] != b.o.Instance || s.Status == "deleting" {
+		return nil, backend.ErrNotFound
+	}
+	return s, nil
+}
+
+// source returns the snapshot that a share is made from, and the share that it is
+// of.
+func (b *Backend) source(ctx context.Context, id string) (*snapshot, *share, error) {
+	s, err := b.findSnapshot(ctx, id)
+	if err != nil {
+		return nil, nil, fmt.Errorf("source snapshot %q: %w", id, err)
+	}
+	parent, err := b.getShare(ctx, s.ShareID)
+	if err != nil {
+		return nil, nil, fmt.Errorf("share %q of the source: %w", s.ShareID, err)
+	}
+	if !parent.Clones {
+		return nil, nil, fmt.Errorf("%w: shares cannot be made from snapshots of the share type %q (its extra spec create_share_from_snapshot_support)",
+			backend.ErrUnsupported, parent.TypeName)
+	}
+	return s, parent, nil
+}
+
+// Snapshot implements backend.Backend.
+func (b *Backend) Snapshot(ctx context.Context, id string) (_ *backend.Snapshot, err error) {
+	defer wrap(&err, "snapshot %q", id)
+	s, err := b.findSnapshot(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return publicSnapshot(s), nil
+}
+
+// DeleteSnapshot implements backend.Backend.
+//
+// Manila has no compare-and-swap, so this and Export look out for each other:
+// each writes what it is about to do and then looks for the other's mark. If
+// both see one, this one withdraws.
+func (b *Backend) DeleteSnapshot(ctx context.Context, id string) (err error) {
+	defer wrap(&err, "delete snapshot %q", id)
+	if !validID(id) {
+		return nil
+	}
+	s, err := b.getSnapshot(ctx, id)
+	if errors.Is(err, backend.ErrNotFound) {
+		return b.sweep(ctx, id)
+	}
+	if err != nil {
+		return err
+	}
+	if b.settle(s); s.Metadata[keyInstance] != b.o.Instance {
+		return nil
+	}
+	if s.Status != "deleting" {
+		if err := b.holders(ctx, s); err != nil {
+			return err
+		}
+		if err := b.setMetadata(ctx, "shares/"+s.ShareID, map[string]string{prefixDeleting + id: b.o.Instance}); err != nil {
+			return err
+		}
+		if err := b.holders(ctx, s); err != nil {
+			return errors.Join(err, b.dropMetadata(ctx, "shares/"+s.ShareID, prefixDeleting+id))
+		}
+	}
+	if err := b.removeSnapshot(ctx, s); err != nil {
+		return err
+	}
+	return b.finishDeletion(ctx, s.ShareID, id)
+}
+
+// finishDeletion is what is left to do for the share of a snapshot that is gone.
+func (b *Backend) finishDeletion(ctx context.Context, shareID, id string) error {
+	parent, err := b.getShare(ctx, shareID)
+	if errors.Is(err, backend.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if parent.deferred() {
+		return b.reap(ctx, parent)
+	}
+	return b.dropMetadata(ctx, "shares/"+shareID, prefixDeleting+id)
+}
+
+// sweep finishes the deletion of a snapshot that is gone already.
+func (b *Backend) sweep(ctx context.Context, id string) error {
+	marked, err := b.listShares(ctx, map[string]string{prefixDeleting + id: b.o.Instance})
+	for _, s := range marked {
+		err = errors.Join(err, b.finishDeletion(ctx, s.ID, id))
+	}
+	return err
+}
+
+// holders returns ErrInUse while a consumer holds the snapshot.
+func (b *Backend) holders(ctx context.Context, s *snapshot) error {
+	parent, err := b.getShare(ctx, s.ShareID)
+	if err != nil {
+		return err
+	}
+	var names []string
+	for consumer, held := range parent.holds() {
+		if held == s.ID {
+			names = append(names, consumer)
+		}
+	}
+	if len(names) > 0 {
+		slices.Sort(names)
+		return fmt.Errorf("%w: held by %s", backend.ErrInUse, strings.Join(names, ", "))
+	}
+	return nil
+}
+
+// removeSnapshot deletes a snapshot and waits until it is gone.
+func (b *Backend) removeSnapshot(ctx context.Context, s *snapshot) error {
+	for refusals := 0; s.Status != "deleting"; {
+		err := b.delete(ctx, "snapshots/"+s.ID)
+		refused := (*apiError)(nil)
+		switch {
+		case err == nil:
+			s.Status = "deleting"
+			continue
+		case errors.Is(err, backend.ErrNotFound):
+			return nil
+		case !errors.As(err, &refused) || refused.status != http.StatusForbidden && refused.status != http.StatusConflict:
+			return err
+		}
+		now, nerr := b.awaitSnapshot(ctx, s.ID, func(s *snapshot) bool { return stateOf(s.Status) != passing || s.Status == "deleting" })
+		if nerr != nil || now == nil {
+			return nerr
+		}
+		if refusals++; now.Status != "deleting" && refusals > 1 {
+			return fmt.Errorf("%w: Manila does not delete it in the state %s: %w", backend.ErrUnavailable, now.Status, withoutKind(refused))
+		}
+		s = now
+	}
+	gone, err := b.awaitSnapshot(ctx, s.ID, func(s *snapshot) bool { return s.Status == "error_deleting" })
+	if err != nil || gone == nil {
+		return err
+	}
+	return why("Manila could not delete the snapshot", b.complaint(ctx, s.ID))
+}
+
+// ListSnapshots implements backend.Backend.
+func (b *Backend) ListSnapshots(ctx context.Context, after string, limit int) (_ []*backend.Snapshot, more bool, err error) {
+	defer wrap(&err, "list snapshots")
+	q := url.Values{"metadata": {filter(map[string]string{keyInstance: b.o.Instance})}}
+	if b.minor < sinceSnapMetadata {
+		q = url.Values{}
+	}
+	all, err := b.listSnapshots(ctx, q)
+	if err != nil {
+		return nil, false, err
+	}
+	all = slices.DeleteFunc(all, func(s *snapshot) bool {
+		b.settle(s)
+		return s.Metadata[keyInstance] != b.o.Instance || s.Status == "deleting" || stateOf(s.Status) == passing
+	})
+	page, more := cut(all, func(s *snapshot) string { return s.ID }, after, limit)
+	out := make([]*backend.Snapshot, len(page))
+	for i, s := range page {
+		out[i] = publicSnapshot(s)
+	}
+	return out, more, nil
+}

@@ -1,0 +1,735 @@
+package fakemanila
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Share is a share as Manila keeps it.
+type Share struct {
+	ID, Name, Status, Protocol, Type, Zone, Network, FromSnapshot string
+
+	Size     int // in GiB, as the API tells it
+	Quota    int // in GiB, as the storage has it
+	Metadata map[string]string
+	Created  time.Time
+	Deleted  bool // softly
+	// Locations are its export paths.
+	Locations []Location
+}
+
+// Location is one export location.
+type Location struct {
+	Path             string
+	Admin, Preferred bool
+}
+
+// Snapshot is a snapshot of a share.
+type Snapshot struct {
+	ID, Name, Description, ShareID, Status string
+
+	Size     int
+	Metadata map[string]string
+	Created  time.Time
+}
+
+// Rule is an access rule of a share or of a snapshot.
+type Rule struct {
+	ID, ShareID, SnapshotID, Type, To, Level, State, Key string
+
+	Metadata map[string]string
+	Created  time.Time
+}
+
+// Type is a share type.
+type Type struct {
+	ID, Name string
+	Default  bool
+	Specs    map[string]any
+}
+
+type message struct {
+	id, resource, level, detail, text string
+	created                           time.Time
+}
+
+// route is one call of the API, since a minor version.
+type route struct {
+	method, pattern string
+	since           int
+	do              func(*call) answer
+}
+
+var routes []route
+
+func init() {
+	routes = []route{
+		{"POST", "shares", 0, (*call).createShare},
+		{"GET", "shares", 0, (*call).listShares},
+		{"GET", "shares/detail", 0, (*call).listShares},
+		{"GET", "shares/*", 0, (*call).getShare},
+		{"DELETE", "shares/*", 0, (*call).deleteShare},
+		{"GET", "shares/*/export_locations", 9, (*call).shareLocations},
+		{"POST", "shares/*/action", 7, (*call).shareAction},
+		{"GET", "shares/*/metadata", 0, (*call).getMetadata},
+		{"POST", "shares/*/metadata", 0, (*call).setMetadata},
+		{"PUT", "shares/*/metadata", 0, (*call).setMetadata},
+		{"DELETE", "shares/*/metadata/*", 0, (*call).deleteMetadata},
+		{"GET", "share-access-rules", 45, (*call).listRules},
+		{"GET", "share-access-rules/*", 45, (*call).getRule},
+		{"POST", "snapshots", 0, (*call).createSnapshot},
+		{"GET", "snapshots", 0, (*call).listSnapshots},
+		{"GET", "snapshots/detail", 0, (*call).listSnapshots},
+		{"GET", "snapshots/*", 0, (*call).getSnapshot},
+		{"DELETE", "snapshots/*", 0, (*call).deleteSnapshot},
+		{"POST", "snapshots/*/metadata", 73, (*call).setMetadata},
+		{"PUT", "snapshots/*/metadata", 73, (*call).setMetadata},
+		{"DELETE", "snapshots/*/metadata/*", 73, (*call).deleteMetadata},
+		{"GET", "snapshots/*/access-list", 32, (*call).listSnapshotRules},
+		{"POST", "snapshots/*/action", 32, (*call).snapshotAction},
+		{"GET", "snapshots/*/export-locations", 32, (*call).snapshotLocations},
+		{"GET", "types", 0, (*call).listTypes},
+		{"GET", "messages", 37, (*call).listMessages},
+		{"GET", "quota-sets/*/detail", 25, (*call).quota},
+		{"GET", "availability-zones", 7, (*call).zones},
+		{"GET", "resource-locks", 81, (*call).listLocks},
+	}
+}
+
+const stamp = "2006-01-02T15:04:05.000000" // naive, and UTC
+
+// nullable is what JSON has for a text that is not there.
+func nullable(s string) any {
+	if s == "" {
+		return nil
+	}
+	return s
+}
+
+func truth(v any) bool { return strings.EqualFold(fmt.Sprint(v), "true") }
+
+func (s *Server) typeOf(name string) *Type {
+	for _, t := range s.types {
+		if name == "" && t.Default || name != "" && (t.Name == name || t.ID == name) {
+			return t
+		}
+	}
+	return nil
+}
+
+func (c *call) describe(s *Share) map[string]any {
+	t := c.typeOf(s.Type)
+	out := map[string]any{
+		"id": s.ID, "size": s.Size, "availability_zone": nullable(s.Zone), "created_at": s.Created.UTC().Format(stamp), "status": s.Status,
+		"name": nullable(s.Name), "description": nil, "project_id": project, "snapshot_id": nullable(s.FromSnapshot), "share_network_id": nullable(s.Network),
+		"share_proto": s.Protocol, "metadata": s.Metadata, "share_type": t.ID, "share_type_name": t.Name, "is_public": false,
+		"snapshot_support": truth(t.Specs["snapshot_support"]), "create_share_from_snapshot_support": truth(t.Specs["create_share_from_snapshot_support"]),
+		"mount_snapshot_support": truth(t.Specs["mount_snapshot_support"]), "revert_to_snapshot_support": false,
+		"access_rules_status": c.rulesStatus(s.ID), "has_replicas": false, "progress": "100%",
+	}
+	if c.since(69) {
+		out["is_soft_deleted"] = s.Deleted
+	}
+	return out
+}
+
+func (s *Server) rulesStatus(share string) string {
+	status := "active"
+	for _, r := range s.rules {
+		switch {
+		case r.ShareID != share:
+		case r.State == "error":
+			return "error"
+		case r.State != "active":
+			status = "syncing"
+		}
+	}
+	return status
+}
+
+func text(m map[string]any, key string) string {
+	s, _ := m[key].(string)
+	return s
+}
+
+func metadataOf(v any) map[string]string {
+	out := map[string]string{}
+	m, _ := v.(map[string]any)
+	for k, v := range m {
+		out[k] = fmt.Sprint(v)
+	}
+	return out
+}
+
+func (c *call) createShare() answer {
+	req, _ := c.body["share"].(map[string]any)
+	size, _ := req["size"].(float64)
+	source := c.snapshots[text(req, "snapshot_id")]
+	t := c.typeOf(text(req, "share_type"))
+	metadata := metadataOf(req["metadata"])
+	for k, v := range metadata {
+		if k == "" || len(k) > 255 || len(v) > 1023 {
+			return refuse(400, "Metadata property value is greater than 1023 characters.")
+		}
+	}
+	switch {
+	case len(text(req, "name")) > 255:
+		return refuse(400, "Share name is longer than 255 characters.")
+	case t == nil:
+		return refuse(404, "Share type not found.")
+	case text(req, "snapshot_id") != "" && source == nil:
+		return refuse(404, "Share snapshot %s could not be found.", text(req, "snapshot_id"))
+	case source != nil && source.Status != "available":
+		return refuse(400, "Invalid share: Source snapshot status must be 'available'.")
+	case source != nil && size == 0:
+		size = float64(source.Size)
+	case source != nil && size < float64(source.Size):
+		return refuse(400, "Invalid input received: Share size '%v' must be equal or greater than snapshot size '%d'", size, source.Size)
+	case source == nil && size < 1:
+		return refuse(400, "Invalid input received: Share size '%v' must be an integer and greater than 0", size)
+	}
+	if c.o.PerShare >= 0 && int(size) > c.o.PerShare {
+		return refuse(413, "ShareSizeExceedsLimit: Requested share size %d is larger than maximum allowed limit %d.", int(size), c.o.PerShare)
+	}
+	if c.used()+int(size) > c.o.Gigabytes {
+		return refuse(413, "ShareSizeExceedsAvailableQuota: Requested share exceeds allowed project/user or share type gigabytes quota.")
+	}
+	s := &Share{ID: newID(), Name: text(req, "name"), Status: "creating", Protocol: strings.ToUpper(text(req, "share_proto")), Type: t.ID,
+		Zone: cmp.Or(text(req, "availability_zone"), "az-one"), Network: text(req, "share_network_id"), Size: int(size), Quota: int(size),
+		Metadata: metadata, Created: time.Now()}
+	if source != nil {
+		s.Status, s.FromSnapshot, s.Quota = "creating_from_snapshot", source.ID, source.Size // a defect of the real one
+	}
+	c.shares[s.ID] = s
+	answered := c.describe(s)
+	c.later(func() {
+		if c.shares[s.ID] != s || s.Status == "deleting" {
+			return
+		}
+		if t.Name == "nowhere" {
+			s.Status = "error"
+			c.say(s.ID, "008", "allocate host: No storage could be allocated for this share request, Capabilities filter didn't succeed.")
+			return
+		}
+		if c.Server.o.Dir != "" {
+			from := ""
+			if source != nil {
+				from = c.SnapshotTree(source.ShareID, source.ID)
+			}
+			if err := copyTree(from, c.Tree(s.ID)); err != nil {
+				s.Status = "error"
+				c.say(s.ID, "001", err.Error())
+				return
+			}
+		}
+		s.Status = "available"
+		switch s.Protocol {
+		case "CEPHFS":
+			s.Locations = []Location{{Path: "127.0.0.1:6789:/volumes/_nogroup/" + s.ID}}
+			s.Metadata["__mount_options"] = "fs=cephfs"
+		case "CIFS":
+			s.Locations = []Location{{Path: `\\127.0.0.1\` + s.ID}}
+		default:
+			s.Locations = []Location{{Path: "10.9.9.9:/admin/" + s.ID, Admin: true}, {Path: "[fd00::1]:/" + s.ID}, {Path: "127.0.0.1:/" + s.ID, Preferred: true}}
+		}
+	})
+	return answer{200, map[string]any{"share": answered}}
+}
+
+func (s *Server) used() (gigabytes int) {
+	for _, sh := range s.shares {
+		gigabytes += sh.Size
+	}
+	return gigabytes
+}
+
+func (s *Server) say(resource, detail, text string) {
+	s.messages = append(s.messages, &message{newID(), resource, "ERROR", detail, text, time.Now()})
+}
+
+func (c *call) share() *Share { return c.shares[c.path[1]] }
+
+func (c *call) listShares() answer {
+	var all []*Share
+	q := c.r.URL.Query()
+	for _, s := range c.shares {
+		if (q.Get("name") == "" || s.Name == q.Get("name")) && c.hasMetadata(s.Metadata) && (q.Get("status") == "" || s.Status == q.Get("status")) {
+			all = append(all, s)
+		}
+	}
+	slices.SortFunc(all, func(a, b *Share) int { return cmp.Or(b.Created.Compare(a.Created), cmp.Compare(a.ID, b.ID)) })
+	out := make([]any, len(all))
+	for i, s := range all {
+		if out[i] = any(c.describe(s)); len(c.path) == 1 {
+			out[i] = map[string]any{"id": s.ID, "name": nullable(s.Name)}
+		}
+	}
+	return answer{200, map[string]any{"shares": c.page(out)}}
+}
+
+func (c *call) getShare() answer {
+	if s := c.share(); s != nil {
+		return answer{200, map[string]any{"share": c.describe(s)}}
+	}
+	return refuse(404, "The resource could not be found.")
+}
+
+func (c *call) deleteShare() answer {
+	s := c.share()
+	if s == nil {
+		return refuse(404, "The resource could not be found.")
+	}
+	if reason, ok := c.locks[s.ID]; ok {
+		return refuse(403, "Resource lock prevents delete action: %s", reason)
+	}
+	n := 0
+	for _, sn := range c.snapshots {
+		if sn.ShareID == s.ID {
+			n++
+		}
+	}
+	switch {
+	case n > 0:
+		return refuse(403, "Invalid share: Share still has %d dependent snapshots.", n)
+	case !slices.Contains([]string{"available", "error", "inactive", "error_deleting"}, s.Status):
+		return refuse(403, "Invalid share: Share status must be one of ('available', 'error', 'inactive')")
+	}
+	s.Status = "deleting"
+	c.later(func() {
+		if c.shares[s.ID] != s || s.Status != "deleting" {
+			return
+		}
+		delete(c.shares, s.ID)
+		maps.DeleteFunc(c.rules, func(_ string, r *Rule) bool { return r.ShareID == s.ID })
+		if c.Server.o.Dir != "" {
+			_ = os.RemoveAll(c.Tree(s.ID))
+		}
+	})
+	return answer{202, nil}
+}
+
+func (c *call) shareLocations() answer {
+	s := c.share()
+	if s == nil {
+		return refuse(404, "The resource could not be found.")
+	}
+	out := []any{}
+	for _, l := range s.Locations {
+		if !l.Admin { // a member does not see the others
+			out = append(out, map[string]any{"id": newID(), "path": l.Path, "preferred": l.Preferred})
+		}
+	}
+	return answer{200, map[string]any{"export_locations": out}}
+}
+
+func (c *call) shareAction() answer {
+	s := c.share()
+	if s == nil {
+		return refuse(404, "The resource could not be found.")
+	}
+	if req, ok := c.body["allow_access"].(map[string]any); ok {
+		return c.allow(&Rule{ShareID: s.ID}, req, s.Status)
+	}
+	if req, ok := c.body["deny_access"].(map[string]any); ok {
+		return c.deny(text(req, "access_id"), func(r *Rule) bool { return r.ShareID == s.ID })
+	}
+	if req, ok := c.body["extend"].(map[string]any); ok {
+		size, _ := req["new_size"].(float64)
+		switch {
+		case s.Status != "available":
+			return refuse(400, "Invalid share: Share %s status must be 'available' to extend, but current status is: %s.", s.ID, s.Status)
+		case int(size) <= s.Size:
+			return refuse(400, "Invalid input received: New size for extend must be greater than current size. (current: %d, extended: %d).", s.Size, int(size))
+		case c.used()-s.Size+int(size) > c.o.Gigabytes || c.o.PerShare >= 0 && int(size) > c.o.PerShare:
+			return refuse(403, "Requested share exceeds allowed project/user or share type gigabytes quota.")
+		}
+		s.Status = "extending"
+		c.later(func() {
+			if s.Status == "extending" {
+				s.Status, s.Size, s.Quota = "available", int(size), int(size)
+			}
+		})
+		return answer{202, nil}
+	}
+	return refuse(400, "There is no such action.")
+}
+
+// allow makes a rule.
+func (c *call) allow(r *Rule, req map[string]any, status string) answer {
+	r.Type, r.To, r.Level = text(req, "access_type"), text(req, "access_to"), cmp.Or(text(req, "access_level"), "rw")
+	if status != "available" {
+		return refuse(400, "Invalid share: New access rules cannot be applied while the share or any of its replicas or migration copies lacks a valid host or is in an invalid state.")
+	}
+	for _, other := range c.rules {
+		if other.ShareID == r.ShareID && other.SnapshotID == r.SnapshotID && other.Type == r.Type && other.To == r.To {
+			return refuse(400, "Share access %s:%s exists.", r.Type, r.To)
+		}
+	}
+	r.ID, r.State, r.Created, r.Metadata = newID(), "queued_to_apply", time.Now(), metadataOf(req["metadata"])
+	c.rules[r.ID] = r
+	answered := describeRule(r)
+	c.later(func() {
+		switch s := c.shares[r.ShareID]; {
+		case c.rules[r.ID] != r || r.State != "queued_to_apply":
+		case r.Type == "cephx" && r.To == "manila", r.Type != "cephx" && s != nil && s.Protocol == "CEPHFS":
+			r.State = "error"
+			c.say(r.ShareID, "020", "update access rules: The client ID or access type is not allowed.")
+		default:
+			if r.State = "active"; r.Type == "cephx" {
+				r.Key = "AQ" + strings.ReplaceAll(newID(), "-", "") + "=="
+			}
+		}
+	})
+	name := "access"
+	if r.SnapshotID != "" {
+		name = "snapshot_access"
+	}
+	return answer{200, map[string]any{name: answered}}
+}
+
+func (c *call) deny(id string, of func(*Rule) bool) answer {
+	r := c.rules[id]
+	if r == nil || !of(r) {
+		return refuse(404, "The resource could not be found.")
+	}
+	r.State = "queued_to_deny"
+	c.later(func() {
+		if c.rules[id] == r && r.State == "queued_to_deny" {
+			delete(c.rules, id)
+		}
+	})
+	return answer{202, nil}
+}
+
+func describeRule(r *Rule) map[string]any {
+	return map[string]any{"id": r.ID, "share_id": r.ShareID, "access_level": r.Level, "access_to": r.To, "access_type": r.Type, "state": r.State,
+		"access_key": nullable(r.Key), "created_at": r.Created.UTC().Format(stamp), "updated_at": nil, "metadata": r.Metadata}
+}
+
+func (c *call) listRules() answer {
+	share := c.r.URL.Query().Get("share_id")
+	if c.shares[share] == nil {
+		return refuse(400, "Share %s not found.", share)
+	}
+	var all []*Rule
+	for _, r := range c.rules {
+		if r.ShareID == share && r.SnapshotID == "" {
+			all = append(all, r)
+		}
+	}
+	slices.SortFunc(all, func(a, b *Rule) int { return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID)) })
+	out := []any{}
+	for _, r := range all {
+		out = append(out, describeRule(r))
+	}
+	return answer{200, map[string]any{"access_list": out}}
+}
+
+func (c *call) getRule() answer {
+	if r := c.rules[c.path[1]]; r != nil {
+		return answer{200, map[string]any{"access": describeRule(r)}}
+	}
+	return refuse(404, "Share access rule %s not found.", c.path[1])
+}
+
+// metadata is that of the share or snapshot of the path.
+func (c *call) metadata() map[string]string {
+	if c.path[0] == "shares" && c.share() != nil {
+		return c.share().Metadata
+	}
+	if c.path[0] == "snapshots" && c.snapshots[c.path[1]] != nil {
+		return c.snapshots[c.path[1]].Metadata
+	}
+	return nil
+}
+
+func (c *call) getMetadata() answer {
+	m := c.metadata()
+	if m == nil {
+		return refuse(404, "The resource could not be found.")
+	}
+	return answer{200, map[string]any{"metadata": m}}
+}
+
+func (c *call) setMetadata() answer {
+	m := c.metadata()
+	if m == nil {
+		return refuse(404, "The resource could not be found.")
+	}
+	given := metadataOf(c.body["metadata"])
+	for k, v := range given {
+		if k == "" || len(k) > 255 || len(v) > 1023 {
+			return refuse(400, "Metadata property value is greater than 1023 characters.")
+		}
+	}
+	if c.r.Method == "PUT" {
+		clear(m)
+	}
+	maps.Copy(m, given)
+	return answer{200, map[string]any{"metadata": m}}
+}
+
+func (c *call) deleteMetadata() answer {
+	m := c.metadata()
+	if _, ok := m[c.path[3]]; !ok {
+		return refuse(404, "MetadataItemNotFound: Metadata item is not found.")
+	}
+	delete(m, c.path[3])
+	return answer{200, nil}
+}
+
+func (c *call) describeSnapshot(s *Snapshot) map[string]any {
+	out := map[string]any{"id": s.ID, "share_id": s.ShareID, "share_size": s.Size, "created_at": s.Created.UTC().Format(stamp), "status": s.Status,
+		"name": nullable(s.Name), "description": nullable(s.Description), "size": s.Size, "project_id": project}
+	if share := c.shares[s.ShareID]; share != nil {
+		out["share_proto"] = share.Protocol
+	}
+	if c.since(73) {
+		out["metadata"] = s.Metadata
+	}
+	return out
+}
+
+func (c *call) createSnapshot() answer {
+	req, _ := c.body["snapshot"].(map[string]any)
+	share := c.shares[text(req, "share_id")]
+	if share == nil {
+		return refuse(404, "Share %s could not be found.", text(req, "share_id"))
+	}
+	if t := c.typeOf(share.Type); !truth(t.Specs["snapshot_support"]) {
+		return refuse(403, "Snapshots are not supported.")
+	}
+	if share.Status != "available" {
+		return refuse(403, "Invalid share: Source share status must be 'available', but is %s.", share.Status)
+	}
+	s := &Snapshot{ID: newID(), Name: text(req, "name"), Description: text(req, "description"), ShareID: share.ID, Status: "creating", Size: share.Size,
+		Metadata: map[string]string{}, Created: time.Now()}
+	if c.since(73) {
+		s.Metadata = metadataOf(req["metadata"])
+	}
+	c.snapshots[s.ID] = s
+	if c.o.Dir != "" {
+		if err := copyTree(c.Tree(share.ID), c.SnapshotTree(share.ID, s.ID)); err != nil {
+			return refuse(400, "%v", err)
+		}
+	}
+	answered := c.describeSnapshot(s)
+	c.later(func() {
+		if s.Status == "creating" {
+			s.Status = "available"
+		}
+	})
+	return answer{202, map[string]any{"snapshot": answered}}
+}
+
+func (c *call) listSnapshots() answer {
+	var all []*Snapshot
+	q := c.r.URL.Query()
+	for _, s := range c.snapshots {
+		if (q.Get("name") == "" || s.Name == q.Get("name")) && (q.Get("share_id") == "" || s.ShareID == q.Get("share_id")) &&
+			(!c.since(73) || c.hasMetadata(s.Metadata)) {
+			all = append(all, s)
+		}
+	}
+	slices.SortFunc(all, func(a, b *Snapshot) int { return cmp.Or(b.Created.Compare(a.Created), cmp.Compare(a.ID, b.ID)) })
+	out := make([]any, len(all))
+	for i, s := range all {
+		out[i] = any(c.describeSnapshot(s))
+	}
+	return answer{200, map[string]any{"snapshots": c.page(out)}}
+}
+
+func (c *call) getSnapshot() answer {
+	if s := c.snapshots[c.path[1]]; s != nil {
+		return answer{200, map[string]any{"snapshot": c.describeSnapshot(s)}}
+	}
+	return refuse(404, "Snapshot %s could not be found.", c.path[1])
+}
+
+func (c *call) deleteSnapshot() answer {
+	s := c.snapshots[c.path[1]]
+	if s == nil {
+		return refuse(404, "Snapshot %s could not be found.", c.path[1])
+	}
+	if !slices.Contains([]string{"available", "error", "error_deleting"}, s.Status) {
+		return refuse(403, "Invalid share snapshot: Share Snapshot status must be one of ('available', 'error', 'error_deleting').")
+	}
+	s.Status = "deleting"
+	c.later(func() {
+		if s.Status != "deleting" {
+			return
+		}
+		delete(c.snapshots, s.ID)
+		maps.DeleteFunc(c.rules, func(_ string, r *Rule) bool { return r.SnapshotID == s.ID })
+		if c.Server.o.Dir != "" {
+			_ = os.RemoveAll(c.SnapshotTree(s.ShareID, s.ID))
+		}
+	})
+	return answer{202, nil}
+}
+
+// mountable returns the snapshot of the path if its type can mount snapshots.
+func (c *call) mountable() (*Snapshot, *answer) {
+	s := c.snapshots[c.path[1]]
+	if s == nil {
+		a := refuse(404, "Snapshot %s could not be found.", c.path[1])
+		return nil, &a
+	}
+	share := c.shares[s.ShareID]
+	if share == nil || !truth(c.typeOf(share.Type).Specs["mount_snapshot_support"]) {
+		a := refuse(400, "Cannot control access to the snapshot %s since the parent share %s does not support mounting its snapshots.", s.ID, s.ShareID)
+		return nil, &a
+	}
+	return s, nil
+}
+
+func (c *call) listSnapshotRules() answer {
+	s, refused := c.mountable()
+	if refused != nil {
+		return *refused
+	}
+	out := []any{}
+	for _, r := range c.rules {
+		if r.SnapshotID == s.ID {
+			out = append(out, map[string]any{"id": r.ID, "access_to": r.To, "access_type": r.Type, "state": r.State})
+		}
+	}
+	return answer{200, map[string]any{"snapshot_access_list": out}}
+}
+
+func (c *call) snapshotAction() answer {
+	s, refused := c.mountable()
+	if refused != nil {
+		return *refused
+	}
+	if req, ok := c.body["allow_access"].(map[string]any); ok {
+		return c.allow(&Rule{SnapshotID: s.ID, Level: "ro"}, req, s.Status)
+	}
+	if req, ok := c.body["deny_access"].(map[string]any); ok {
+		return c.deny(text(req, "access_id"), func(r *Rule) bool { return r.SnapshotID == s.ID })
+	}
+	return refuse(400, "There is no such action.")
+}
+
+func (c *call) snapshotLocations() answer {
+	out := []any{}
+	if s, refused := c.mountable(); refused == nil && s.Status == "available" {
+		out = append(out, map[string]any{"id": newID(), "path": "127.0.0.1:/snapshots/" + s.ID})
+	}
+	return answer{200, map[string]any{"share_snapshot_export_locations": out}}
+}
+
+func (c *call) listTypes() answer {
+	out := []any{}
+	for _, t := range c.types {
+		specs := map[string]any{"driver_handles_share_servers": "False", "snapshot_support": false, "create_share_from_snapshot_support": false,
+			"revert_to_snapshot_support": false, "mount_snapshot_support": false}
+		maps.Copy(specs, t.Specs)
+		out = append(out, map[string]any{"id": t.ID, "name": t.Name, "extra_specs": specs, "is_default": t.Default, "share_type_access:is_public": true})
+	}
+	return answer{200, map[string]any{"share_types": out, "volume_types": out}}
+}
+
+func (c *call) listMessages() answer {
+	out := []any{}
+	for _, m := range slices.Backward(c.messages) {
+		if id := c.r.URL.Query().Get("resource_id"); id == "" || id == m.resource {
+			out = append(out, map[string]any{"id": m.id, "resource_id": m.resource, "resource_type": "SHARE", "message_level": m.level,
+				"detail_id": m.detail, "user_message": m.text, "created_at": m.created.UTC().Format(stamp), "action_id": "001", "project_id": project})
+		}
+	}
+	return answer{200, map[string]any{"messages": c.page(out)}}
+}
+
+func (c *call) quota() answer {
+	of := func(limit, used int) map[string]any {
+		return map[string]any{"limit": limit, "in_use": used, "reserved": 0}
+	}
+	return answer{200, map[string]any{"quota_set": map[string]any{"id": project, "shares": of(-1, len(c.shares)), "gigabytes": of(c.o.Gigabytes, c.used()),
+		"snapshots": of(-1, len(c.snapshots)), "snapshot_gigabytes": of(-1, 0), "per_share_gigabytes": of(c.o.PerShare, 0)}}}
+}
+
+func (c *call) zones() answer {
+	return answer{200, map[string]any{"availability_zones": []any{map[string]any{"id": newID(), "name": "az-one"}, map[string]any{"id": newID(), "name": "az-two"}}}}
+}
+
+func (c *call) listLocks() answer {
+	out := []any{}
+	for id, reason := range c.locks {
+		if want := c.r.URL.Query().Get("resource_id"); want == "" || want == id {
+			out = append(out, map[string]any{"id": "lock-" + id, "resource_id": id, "resource_type": "share", "resource_action": "delete", "lock_reason": reason})
+		}
+	}
+	return answer{200, map[string]any{"resource_locks": out}}
+}
+
+// Tree is the directory with the contents of a share.
+func (s *Server) Tree(share string) string { return filepath.Join(s.o.Dir, share) }
+
+// SnapshotTree is the directory with those of a snapshot, where CephFS has it.
+func (s *Server) SnapshotTree(share, snapshot string) string {
+	return filepath.Join(s.Tree(share), ".snap", "_"+snapshot+"_1099511627776")
+}
+
+// copyTree makes to a copy of from, without its snapshots; empty if from is.
+func copyTree(from, to string) error {
+	if err := os.MkdirAll(to, 0o755); err != nil || from == "" {
+		return err
+	}
+	entries, err := os.ReadDir(from)
+	if err != nil {
+		return err
+	}
+	args := []string{"-a", "--reflink=auto", "--"}
+	for _, e := range entries {
+		if e.Name() != ".snap" {
+			args = append(args, filepath.Join(from, e.Name()))
+		}
+	}
+	if len(args) == 3 {
+		return nil
+	}
+	if out, err := exec.Command("cp", append(args, to)...).CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
+}
+
+// Counts says what there is, for tests that look for what is left behind.
+func (s *Server) Counts() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.advance()
+	return fmt.Sprintf("%d shares, %d snapshots, %d rules", len(s.shares), len(s.snapshots), len(s.rules))
+}
+
+// Alter changes what there is behind a client's back.
+func (s *Server) Alter(change func(shares map[string]*Share, snapshots map[string]*Snapshot, rules map[string]*Rule, types []*Type)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.advance()
+	change(s.shares, s.snapshots, s.rules, s.types)
+}
+
+// Say adds a user message of level ERROR about a share.
+func (s *Server) Say(share, detail, text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.say(share, detail, text)
+}
+
+// Lock keeps a share from being deleted, for a reason; an empty one unlocks it.
+func (s *Server) Lock(share, reason string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.locks[share] = reason; reason == "" {
+		delete(s.locks, share)
+	}
+}
