@@ -16,29 +16,49 @@ import (
 
 // What a consumer holds is written into the metadata of the share, also what it
 // holds of its snapshots: they never outlive it, and every microversion has that.
-// Two entries a consumer: one with a constant value, as filters ask for a key and
-// its value, and one that says what is held.
+// There are two entries: one of the consumer with a constant value, as filters
+// ask for a key and its value, and one of the consumer and what it holds, which
+// is an intent until nobody else can have the same consumer hold something else.
 
-// holdsShare is what a consumer holds that does not hold a snapshot.
-const holdsShare = "share"
+const (
+	// holdsShare is what a consumer holds that does not hold a snapshot.
+	holdsShare = "share"
 
-// holds returns what is held of a share, by consumer: holdsShare, or the id of a
-// snapshot.
-func (s *share) holds() map[string]string {
-	held := map[string]string{}
+	intended = "intended"
+	held     = "held"
+)
+
+func holdKey(consumer, what string) string { return prefixHold + consumer + "." + what }
+
+// marks calls f for each entry of what is held of a share, or is meant to be:
+// holdsShare or the id of a snapshot.
+func (s *share) marks(f func(consumer, what, value string)) {
 	for key, value := range s.Metadata {
-		if consumer, ok := strings.CutPrefix(key, prefixHold); ok {
-			held[consumer] = value
+		if rest, ok := strings.CutPrefix(key, prefixHold); ok {
+			consumer, what, _ := strings.Cut(rest, ".") // no consumer has a dot
+			f(consumer, what, value)
 		}
 	}
-	return held
 }
 
-func (s *share) target(consumer string) backend.Target {
-	if held := s.holds()[consumer]; held != holdsShare {
-		return backend.Target{SnapshotID: held}
+// holds returns what is held of a share, by consumer.
+func (s *share) holds() map[string]string {
+	all := map[string]string{}
+	s.marks(func(consumer, what, value string) {
+		if value == held {
+			all[consumer] = what
+		}
+	})
+	return all
+}
+
+func (s *share) target(consumer string) backend.Target { return targetOf(s.ID, s.holds()[consumer]) }
+
+func targetOf(share, what string) backend.Target {
+	if what == holdsShare {
+		return backend.Target{ShareID: share}
 	}
-	return backend.Target{ShareID: s.ID}
+	return backend.Target{SnapshotID: what}
 }
 
 // The ways to mount a snapshot, in the order in which they are preferred.
@@ -76,42 +96,54 @@ func (b *Backend) Export(ctx context.Context, target backend.Target, consumer st
 		return nil, err
 	}
 	defer unlock()
-	s, err := b.holder(ctx, consumer)
-	if err != nil {
-		return nil, err
-	}
-	for p := (pause{b: b}); s == nil; {
-		s, err = b.hold(ctx, target, consumer)
-		if errors.Is(err, errBeingDeleted) { // then it is gone, or stays
-			err = p.sleep(ctx)
+	for p := (pause{b: b}); ; {
+		s, err := b.hold(ctx, target, consumer)
+		if err == nil {
+			return b.grant(ctx, s, consumer)
 		}
-		if err != nil {
+		if !errors.Is(err, errUndecided) {
+			return nil, err
+		}
+		if err := p.sleep(ctx); err != nil {
 			return nil, err
 		}
 	}
-	if held := s.target(consumer); held != target {
-		return nil, fmt.Errorf("%w: this consumer holds %+v", backend.ErrConflict, held)
-	}
-	return b.grant(ctx, s, consumer)
 }
 
 // holder returns the share that the consumer holds, or a snapshot of which; nil
-// if it holds nothing.
-func (b *Backend) holder(ctx context.Context, consumer string) (*share, error) {
+// if it holds nothing. others are those that it may come to hold.
+func (b *Backend) holder(ctx context.Context, consumer string) (s *share, others []*share, err error) {
 	found, err := b.listShares(ctx, map[string]string{prefixConsumer + consumer: b.o.Instance})
-	found = slices.DeleteFunc(found, func(s *share) bool { return !b.mine(s) || s.holds()[consumer] == "" || s.Status == "deleting" })
-	if err != nil || len(found) == 0 {
-		return nil, err
+	for _, f := range found {
+		switch {
+		case !b.mine(f) || f.Status == "deleting":
+		case f.holds()[consumer] != "":
+			s = f
+		default:
+			others = append(others, f)
+		}
 	}
-	// Two processes may have given one consumer two things at once: everybody
-	// takes the one, and the other is nobody's.
-	slices.SortFunc(found, func(x, y *share) int { return strings.Compare(x.ID, y.ID) })
-	return found[0], nil
+	return s, others, err
 }
 
-// hold writes down what the consumer holds.
+// errUndecided: another process wants the consumer to hold something else, or the
+// snapshot to be deleted; it will be clear in a moment which.
+var errUndecided = fmt.Errorf("%w: another process is at work on it", backend.ErrPending)
+
+// hold writes down what the consumer holds, unless it holds it already. Of two
+// intents the one on the lower share stays, and waits until the other has gone.
 func (b *Backend) hold(ctx context.Context, target backend.Target, consumer string) (*share, error) {
-	id, held := target.ShareID, holdsShare
+	s, _, err := b.holder(ctx, consumer)
+	if err != nil {
+		return nil, err
+	}
+	if s != nil {
+		if now := s.target(consumer); now != target {
+			return nil, fmt.Errorf("%w: this consumer holds %+v", backend.ErrConflict, now)
+		}
+		return s, nil
+	}
+	id, what := target.ShareID, holdsShare
 	if target.SnapshotID != "" {
 		snap, err := b.findSnapshot(ctx, target.SnapshotID)
 		if err != nil {
@@ -120,61 +152,107 @@ func (b *Backend) hold(ctx context.Context, target backend.Target, consumer stri
 		if stateOf(snap.Status) != usable {
 			return nil, fmt.Errorf("%w: the snapshot is in the state %s", backend.ErrUnavailable, snap.Status)
 		}
-		id, held = snap.ShareID, snap.ID
-	} else if _, err := b.findShare(ctx, id); err != nil {
-		return nil, err
+		id, what = snap.ShareID, snap.ID
 	}
-	s, err := b.getShare(ctx, id)
-	if err != nil {
+	find := b.findShare
+	if target.SnapshotID != "" {
+		find = b.getShare // a share that was deleted is there for its snapshots
+	}
+	if s, err = find(ctx, id); err != nil {
 		return nil, err
 	}
 	if target.SnapshotID != "" && s.wayOf() == "" {
 		return nil, fmt.Errorf("%w: snapshots of the share type %q cannot be mounted", backend.ErrUnsupported, s.TypeName)
 	}
-	marks := map[string]string{prefixConsumer + consumer: b.o.Instance, prefixHold + consumer: held}
-	if err := b.setMetadata(ctx, "shares/"+id, marks); err != nil {
+	of := "shares/" + id
+	if err := b.setMetadata(ctx, of, map[string]string{prefixConsumer + consumer: b.o.Instance, holdKey(consumer, what): intended}); err != nil {
 		return nil, err
 	}
-	// Has somebody begun to delete it? See DeleteSnapshot.
-	if s, err = b.getShare(ctx, id); err != nil {
-		return nil, err
-	}
-	gone := target.ShareID != "" && (s.deferred() || s.Status == "deleting")
-	if target.SnapshotID != "" {
-		_, err := b.findSnapshot(ctx, target.SnapshotID)
-		if err != nil && !errors.Is(err, backend.ErrNotFound) {
-			return nil, err
+	// From here on both sides see each other: who wants something else, and who
+	// deletes the snapshot (see DeleteSnapshot).
+	verdict := func() error {
+		now, rivals, err := b.holder(ctx, consumer)
+		if err != nil {
+			return err
 		}
-		gone = err != nil
-		if !gone && s.Metadata[prefixDeleting+target.SnapshotID] != "" {
-			if err := b.letGo(ctx, id, consumer); err != nil {
-				return nil, err
+		if now != nil && now.target(consumer) != target {
+			return errUndecided // the next look says what it holds
+		}
+		for _, r := range rivals {
+			if r.ID < id {
+				return errUndecided
 			}
-			return nil, errBeingDeleted
+			r.marks(func(c, other, _ string) {
+				if c == consumer && (r.ID != id || other != what) {
+					err = errWaits
+					if r.ID == id && other < what {
+						err = errUndecided
+					}
+				}
+			})
 		}
+		if err != nil {
+			return err
+		}
+		if s, err = b.getShare(ctx, id); err != nil {
+			return err
+		}
+		if target.ShareID != "" && (s.deferred() || s.Status == "deleting") {
+			return backend.ErrNotFound
+		}
+		if target.SnapshotID != "" && s.Metadata[prefixDeleting+what] != "" {
+			return errUndecided
+		}
+		if target.SnapshotID != "" {
+			_, err = b.findSnapshot(ctx, what)
+		}
+		return err
 	}
-	if gone {
-		return nil, errors.Join(backend.ErrNotFound, b.letGo(ctx, id, consumer))
+	for p := (pause{b: b}); ; {
+		err := verdict()
+		if err == nil {
+			break
+		}
+		if errors.Is(err, errWaits) {
+			if err = p.sleep(ctx); err == nil {
+				continue
+			}
+		}
+		if errors.Is(err, errUndecided) || errors.Is(err, backend.ErrNotFound) {
+			return nil, errors.Join(err, b.letGo(ctx, id, consumer, what))
+		}
+		return nil, err // the intent stays for the next call
 	}
-	now, err := b.holder(ctx, consumer)
-	if err != nil || now == nil {
-		return nil, errors.Join(err, errAgainLater)
+	if err := b.setMetadata(ctx, of, map[string]string{holdKey(consumer, what): held}); err != nil {
+		return nil, err
 	}
-	if now.ID != id {
-		return now, b.letGo(ctx, id, consumer)
-	}
-	return now, nil
+	s.Metadata[holdKey(consumer, what)] = held
+	return s, nil
 }
 
-var errBeingDeleted = fmt.Errorf("%w: the snapshot is being deleted", backend.ErrPending)
+// errWaits: another intent is there, and has to go.
+var errWaits = errors.New("another intent is there")
 
-// letGo drops what hold has written. What the filters find goes last.
-func (b *Backend) letGo(ctx context.Context, share, consumer string) error {
-	err := b.dropMetadata(ctx, "shares/"+share, prefixHold+consumer)
-	if err == nil {
-		err = b.dropMetadata(ctx, "shares/"+share, prefixConsumer+consumer)
+// letGo drops what hold has written. What the filters find goes last, unless it
+// is of something else too.
+func (b *Backend) letGo(ctx context.Context, id, consumer, what string) error {
+	err := b.dropMetadata(ctx, "shares/"+id, holdKey(consumer, what))
+	if err != nil {
+		return err
 	}
-	return err
+	s, err := b.getShare(ctx, id)
+	if errors.Is(err, backend.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	more := false
+	s.marks(func(c, _, _ string) { more = more || c == consumer })
+	if more {
+		return nil
+	}
+	return b.dropMetadata(ctx, "shares/"+id, prefixConsumer+consumer)
 }
 
 // grant lets the consumer in, and describes the export.
@@ -458,7 +536,7 @@ func (b *Backend) Unexport(ctx context.Context, target backend.Target, consumer 
 		return err
 	}
 	defer unlock()
-	s, err := b.holder(ctx, consumer)
+	s, _, err := b.holder(ctx, consumer)
 	if err != nil || s == nil || s.target(consumer) != target {
 		return err
 	}
@@ -504,13 +582,13 @@ func (b *Backend) release(ctx context.Context, s *share, consumer string, target
 			}
 		}
 	}
-	return b.letGo(ctx, s.ID, consumer)
+	return b.letGo(ctx, s.ID, consumer, s.holds()[consumer])
 }
 
 // lastOf says whether no other consumer needs the rules that this one has.
 func (s *share) lastOf(consumer string, target backend.Target, way string) bool {
-	for other, held := range s.holds() {
-		same := way == wayAPI && held == target.SnapshotID || way != wayAPI && (held == holdsShare || s.wayOf() == wayDirectory)
+	for other, what := range s.holds() {
+		same := way == wayAPI && what == target.SnapshotID || way != wayAPI && (what == holdsShare || s.wayOf() == wayDirectory)
 		if other != consumer && same {
 			return false
 		}
@@ -543,7 +621,7 @@ func (b *Backend) ExportOf(ctx context.Context, consumer string) (_ *backend.Exp
 	if !validConsumer.MatchString(consumer) {
 		return nil, backend.ErrNotFound
 	}
-	s, err := b.holder(ctx, consumer)
+	s, _, err := b.holder(ctx, consumer)
 	if err != nil {
 		return nil, err
 	}
@@ -560,20 +638,20 @@ func (b *Backend) ListExports(ctx context.Context, after string, limit int) (_ [
 	if err != nil {
 		return nil, false, err
 	}
-	type held struct {
+	type hold struct {
 		consumer string
 		share    *share
 	}
-	var holds []held
+	var holds []hold
 	for _, s := range all {
 		if s.Status == "deleting" {
 			continue
 		}
 		for consumer := range s.holds() {
-			holds = append(holds, held{consumer, s})
+			holds = append(holds, hold{consumer, s})
 		}
 	}
-	page, more := cut(holds, func(h held) string { return h.consumer }, after, limit)
+	page, more := cut(holds, func(h hold) string { return h.consumer }, after, limit)
 	var out []*backend.Export
 	for _, h := range page {
 		x, err := b.exportOf(ctx, h.share, h.consumer)

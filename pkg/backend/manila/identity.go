@@ -33,7 +33,7 @@ const (
 	prefixDescription = "abaca.description." // and the key, and a number
 	prefixClass       = "abaca.class."       // and a parameter that counts later
 	prefixConsumer    = "abaca.consumer."    // and a consumer: its value is the instance
-	prefixHold        = "abaca.hold."        // and a consumer: what it holds
+	prefixHold        = "abaca.hold."        // and a consumer, a dot, and what it holds
 	prefixDeleting    = "abaca.deleting."    // and a snapshot: DeleteSnapshot is at work
 )
 

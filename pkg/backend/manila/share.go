@@ -396,8 +396,8 @@ func (b *Backend) DeleteShare(ctx context.Context, id string) (err error) {
 			return err
 		}
 	}
-	for consumer, held := range s.holds() {
-		if held == holdsShare {
+	for consumer, what := range s.holds() {
+		if what == holdsShare {
 			if err := b.release(ctx, s, consumer, backend.Target{ShareID: id}); err != nil {
 				return err
 			}

@@ -223,11 +223,11 @@ func (b *Backend) holders(ctx context.Context, s *snapshot) error {
 		return err
 	}
 	var names []string
-	for consumer, held := range parent.holds() {
-		if held == s.ID {
+	parent.marks(func(consumer, what, _ string) { // an intent counts too
+		if what == s.ID {
 			names = append(names, consumer)
 		}
-	}
+	})
 	if len(names) > 0 {
 		slices.Sort(names)
 		return fmt.Errorf("%w: held by %s", backend.ErrInUse, strings.Join(names, ", "))
