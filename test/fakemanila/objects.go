@@ -175,7 +175,14 @@ func (c *call) createShare() answer {
 	t := c.typeOf(text(req, "share_type"))
 	metadata := metadataOf(req["metadata"])
 	for k, v := range metadata {
-		if k == "" || len(k) > 255 || len(v) > 1023 {
+		switch {
+		case k == "":
+			return refuse(400, "Metadata property key is blank.")
+		case v == "":
+			return refuse(400, "Metadata property value is blank.")
+		case len(k) > 255:
+			return refuse(400, "Metadata property key is greater than 255 characters.")
+		case len(v) > 1023:
 			return refuse(400, "Metadata property value is greater than 1023 characters.")
 		}
 	}
@@ -465,7 +472,14 @@ func (c *call) setMetadata() answer {
 	}
 	given := metadataOf(c.body["metadata"])
 	for k, v := range given {
-		if k == "" || len(k) > 255 || len(v) > 1023 {
+		switch {
+		case k == "":
+			return refuse(400, "Metadata property key is blank.")
+		case v == "":
+			return refuse(400, "Metadata property value is blank.")
+		case len(k) > 255:
+			return refuse(400, "Metadata property key is greater than 255 characters.")
+		case len(v) > 1023:
 			return refuse(400, "Metadata property value is greater than 1023 characters.")
 		}
 	}

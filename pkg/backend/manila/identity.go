@@ -45,11 +45,18 @@ func digest(parts ...string) string {
 
 func (b *Backend) id(name string) string { return digest(b.o.Instance, name) }
 
-const maxValue = 1000
+const (
+	maxValue = 1000
+	// blank stands for the empty text, as Manila refuses blank values. It is no
+	// percent-encoding of anything.
+	blank = "%"
+)
 
 // put writes a text under prefix+"0", prefix+"1" and so on.
 func put(metadata map[string]string, prefix, text string) {
-	text = url.QueryEscape(text)
+	if text = url.QueryEscape(text); text == "" {
+		text = blank
+	}
 	for i := 0; i == 0 || len(text) > 0; i++ {
 		n := min(len(text), maxValue)
 		metadata[prefix+strconv.Itoa(i)], text = text[:n], text[n:]
@@ -66,7 +73,7 @@ func take(metadata map[string]string, prefix string) string {
 		}
 		all.WriteString(part)
 	}
-	text, _ := url.QueryUnescape(all.String())
+	text, _ := url.QueryUnescape(all.String()) // empty for blank
 	return text
 }
 
@@ -82,7 +89,10 @@ func label(name string) string {
 func (b *Backend) describe(req backend.CreateShareRequest, size int64, class map[string]string) map[string]string {
 	m := map[string]string{
 		keySize:     strconv.FormatInt(size, 10),
-		keyInstance: b.o.Instance, keyID: b.id(req.Name), keyRole: string(req.Role), keyDraft: strconv.FormatBool(req.Draft), keySource: req.FromSnapshot,
+		keyInstance: b.o.Instance, keyID: b.id(req.Name), keyRole: string(req.Role), keyDraft: strconv.FormatBool(req.Draft),
+	}
+	if req.FromSnapshot != "" {
+		m[keySource] = req.FromSnapshot
 	}
 	put(m, prefixName, req.Name)
 	for k, v := range req.Description {

@@ -124,3 +124,58 @@ func treeOf(t *testing.T, clouds *sync.Map, e *backend.Export) string {
 		return found[0]
 	}
 }
+
+// TestRealConformance runs the suite against a real Manila, contents apart:
+//
+//	ABACA_MANILA_CLOUDS=clouds.yaml ABACA_MANILA_CLOUD=name go test -run TestRealConformance ./pkg/backend/manila
+func TestRealConformance(t *testing.T) {
+	file, cloud := os.Getenv("ABACA_MANILA_CLOUDS"), os.Getenv("ABACA_MANILA_CLOUD")
+	if file == "" {
+		t.Skip("needs a Manila: ABACA_MANILA_CLOUDS and ABACA_MANILA_CLOUD name it")
+	}
+	backendtest.Run(t, backendtest.Harness{
+		ShareSize: gib,
+		New: func(t *testing.T) func() backend.Backend {
+			keys := &store{keys: map[string]string{}}
+			o := Options{CloudsFile: file, Cloud: cloud, Instance: "test-" + digest(t.Name(), time.Now().String())[:12], Keys: keys, Now: time.Now, Poll: 300 * time.Millisecond}
+			open := func() backend.Backend {
+				b, err := Open(context.Background(), o)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return b
+			}
+			t.Cleanup(func() {
+				if err := removeAll(open().(*Backend)); err != nil {
+					t.Errorf("left behind: %v", err)
+				}
+			})
+			return open
+		},
+	})
+}
+
+// removeAll takes down all that an instance has.
+func removeAll(b *Backend) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	all, err := b.ours(ctx)
+	if err != nil {
+		return err
+	}
+	for _, s := range all {
+		cut, err := b.snapshotsOf(ctx, s.ID)
+		if err != nil {
+			return err
+		}
+		for _, sn := range cut {
+			if err := b.removeSnapshot(ctx, sn); err != nil {
+				return err
+			}
+		}
+		if err := b.removeShare(ctx, s); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -94,7 +94,7 @@ func extraMetadata(text string) (map[string]string, error) {
 		return nil, fmt.Errorf("%w: parameter \"appendShareMetadata\" must be a JSON object of strings: %w", backend.ErrInvalid, err)
 	}
 	for _, k := range slices.Sorted(maps.Keys(m)) {
-		if k == "" || len(k) > 255 || len(m[k]) > 1023 || strings.HasPrefix(k, "abaca.") || strings.HasPrefix(k, "__") {
+		if k == "" || len(k) > 255 || m[k] == "" || len(m[k]) > 1023 || strings.HasPrefix(k, "abaca.") || strings.HasPrefix(k, "__") {
 			return nil, fmt.Errorf("%w: parameter \"appendShareMetadata\": %q is not a key that can be set", backend.ErrInvalid, k)
 		}
 	}
