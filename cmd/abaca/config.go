@@ -20,10 +20,19 @@ type config struct {
 	Backends []backendConfig
 }
 
-// backendConfig is one backend; the first is the default of a class.
+// backendConfig is one backend, of one kind; the first is the default of a class.
 type backendConfig struct {
-	Name  string
-	Local localConfig
+	Name   string
+	Local  *localConfig
+	Manila *manilaConfig
+}
+
+// manilaConfig is OpenStack Manila.
+type manilaConfig struct {
+	// Clouds is a clouds.yaml, and Cloud the name of the cloud in it.
+	Clouds, Cloud string
+	// Instance tells the shares of several drivers in one project apart.
+	Instance string
 }
 
 // localConfig is the embedded backend.
@@ -90,29 +99,59 @@ func parseConfig(text []byte) (*config, error) {
 
 func parseBackend(where string, b []byte) (backendConfig, error) {
 	var out backendConfig
-	m, err := fields(where, b, "name", "local")
+	m, err := fields(where, b, "name", "local", "manila")
 	if err != nil {
 		return out, err
 	}
 	if err := json.Unmarshal(m["name"], &out.Name); err != nil || !csi.ValidBackendName(out.Name) {
 		return out, fmt.Errorf("%s.name must be 1 to 24 lower-case letters, digits and '-', begin with a letter, and not be \"backup\"", where)
 	}
-	if m["local"] == nil {
-		return out, fmt.Errorf("%s says not what kind of backend it is; known is local", where)
+	switch {
+	case (m["local"] == nil) == (m["manila"] == nil):
+		return out, fmt.Errorf("%s must say what kind of backend it is: either local or manila", where)
+	case m["local"] != nil:
+		out.Local, err = parseLocal(where+".local", m["local"])
+	default:
+		out.Manila, err = parseManila(where+".manila", m["manila"])
 	}
-	local, err := fields(where+".local", m["local"], "path", "size")
+	return out, err
+}
+
+func parseLocal(where string, b []byte) (*localConfig, error) {
+	m, err := fields(where, b, "path", "size")
 	if err != nil {
-		return out, err
+		return nil, err
 	}
-	if err := json.Unmarshal(local["path"], &out.Local.Path); err != nil || !filepath.IsAbs(out.Local.Path) {
-		return out, fmt.Errorf("%s.local.path must be an absolute path", where)
+	c := &localConfig{}
+	if err := json.Unmarshal(m["path"], &c.Path); err != nil || !filepath.IsAbs(c.Path) {
+		return nil, fmt.Errorf("%s.path must be an absolute path", where)
 	}
-	if local["size"] != nil {
+	if m["size"] != nil {
 		var q resource.Quantity
-		if err := json.Unmarshal(local["size"], &q); err != nil || q.Value() <= 0 {
-			return out, fmt.Errorf("%s.local.size is %s, but must be a size such as 10Gi", where, local["size"])
+		if err := json.Unmarshal(m["size"], &q); err != nil || q.Value() <= 0 {
+			return nil, fmt.Errorf("%s.size is %s, but must be a size such as 10Gi", where, m["size"])
 		}
-		out.Local.Size = q.Value()
+		c.Size = q.Value()
 	}
-	return out, nil
+	return c, nil
+}
+
+func parseManila(where string, b []byte) (*manilaConfig, error) {
+	m, err := fields(where, b, "clouds", "cloud", "instance")
+	if err != nil {
+		return nil, err
+	}
+	c := &manilaConfig{}
+	if err := json.Unmarshal(m["clouds"], &c.Clouds); err != nil || !filepath.IsAbs(c.Clouds) {
+		return nil, fmt.Errorf("%s.clouds must be the absolute path of a clouds.yaml", where)
+	}
+	if err := json.Unmarshal(m["cloud"], &c.Cloud); err != nil || c.Cloud == "" {
+		return nil, fmt.Errorf("%s.cloud must be the name of a cloud in %s", where, c.Clouds)
+	}
+	if m["instance"] != nil {
+		if err := json.Unmarshal(m["instance"], &c.Instance); err != nil || c.Instance == "" {
+			return nil, fmt.Errorf("%s.instance must be a name", where)
+		}
+	}
+	return c, nil
 }

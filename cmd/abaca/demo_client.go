@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -80,6 +81,14 @@ func (d *demo) startServer(ctx context.Context) (*demoServer, error) {
 	}
 	config := filepath.Join(d.work, "config.yaml")
 	text := fmt.Sprintf("backends:\n- name: local\n  local:\n    path: %q\n    size: %d\n", d.backendDir(), d.imageSize)
+	if d.clouds != "" {
+		// An instance of its own: whatever it lists is the demonstration's.
+		clouds, err := filepath.Abs(d.clouds)
+		if err != nil {
+			return nil, err
+		}
+		text = fmt.Sprintf("backends:\n- name: manila\n  manila:\n    clouds: %q\n    cloud: %q\n    instance: demo-%s\n", clouds, d.cloud, strings.ToLower(rand.Text()[:8]))
+	}
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return nil, err
 	}
@@ -98,7 +107,8 @@ func (d *demo) startServer(ctx context.Context) (*demoServer, error) {
 	defer log.Close()
 	// Not CommandContext: an interruption is followed by calls that clean up.
 	cmd := exec.Command(self, "standalone", "--endpoint", "unix://"+socket, "--config", config,
-		"--repositories", filepath.Join(d.work, "repositories"), "--node-id", "demo", "--http-endpoint", web, "--restic", d.restic)
+		"--repositories", filepath.Join(d.work, "repositories"), "--node-id", "demo", "--http-endpoint", web, "--restic", d.restic,
+		"--state-dir", d.stateDir())
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // the terminal's Ctrl-C is for the demonstration
 	if err := cmd.Start(); err != nil {
@@ -175,6 +185,9 @@ func (d *demo) createVolume(ctx context.Context, name string, size int64, mode c
 		Name:               name,
 		CapacityRange:      &csi.CapacityRange{RequiredBytes: size},
 		VolumeCapabilities: []*csi.VolumeCapability{v.capability()},
+	}
+	if d.shareType != "" {
+		req.Parameters = map[string]string{"type": d.shareType}
 	}
 	if snapshot != "" {
 		req.VolumeContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{
@@ -401,6 +414,7 @@ func (d *demo) serverLog() string {
 }
 
 func (d *demo) backendDir() string { return filepath.Join(d.work, "backend") }
+func (d *demo) stateDir() string   { return filepath.Join(d.work, "state") }
 func (d *demo) logFile() string    { return filepath.Join(d.work, "standalone.log") }
 
 // cleanUp takes down all that a run, at whatever point it ended, can have left:
@@ -504,7 +518,7 @@ func (s *demoServer) stop(ctx context.Context) error {
 }
 
 func (d *demo) stopMovers(ctx context.Context) error {
-	movers := &inprocess.Runner{Dir: filepath.Join(d.backendDir(), "state", "movers"), Now: time.Now}
+	movers := &inprocess.Runner{Dir: filepath.Join(d.stateDir(), "movers"), Now: time.Now}
 	jobs, err := movers.Jobs(ctx)
 	for _, job := range jobs {
 		err = errors.Join(err, movers.Remove(ctx, job.Job.Task.ID))
@@ -528,7 +542,7 @@ func (d *demo) unmountRest(ctx context.Context) error {
 // detach unmounts the backend's image, which stays mounted by design, so that
 // a restarted driver does not disturb its pods.
 func (d *demo) detach(ctx context.Context) error {
-	if !exists(d.backendDir()) {
+	if d.clouds != "" || !exists(d.backendDir()) {
 		return nil
 	}
 	b, err := local.Open(ctx, local.Options{Path: d.backendDir(), Size: d.imageSize, Node: "demo"})

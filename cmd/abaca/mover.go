@@ -23,6 +23,7 @@ func newMoverCommand() *cobra.Command {
 	f.StringVar(&a.Restic, "restic", "restic", "the restic program")
 	f.StringVar(&a.Cache, "cache", "", "the directory for restic's cache")
 	f.StringVar(&a.Seen, "seen", "", "the directory that remembers which repositories were there")
+	f.StringVar(&a.Keys, "keys", "", "the directory with the access keys of shares; empty for none")
 	must(cmd, "record", "repository", "cache", "seen")
 	return cmd
 }

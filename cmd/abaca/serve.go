@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -23,9 +24,11 @@ import (
 
 	"github.com/abaca-csi/abaca/pkg/backend"
 	"github.com/abaca-csi/abaca/pkg/backend/local"
+	"github.com/abaca-csi/abaca/pkg/backend/manila"
 	"github.com/abaca-csi/abaca/pkg/backup"
 	"github.com/abaca-csi/abaca/pkg/backup/inprocess"
 	"github.com/abaca-csi/abaca/pkg/csi"
+	"github.com/abaca-csi/abaca/pkg/keys"
 	"github.com/abaca-csi/abaca/pkg/mount"
 	"github.com/abaca-csi/abaca/pkg/restic"
 )
@@ -57,7 +60,7 @@ func newServeCommand(name, short string, controller, node bool) *cobra.Command {
 	f.StringVar(&o.config, "config", "", "the file with the backends")
 	f.StringVar(&o.nodeID, "node-id", "", "the name of this node")
 	f.StringVar(&o.zone, "zone", "", "the zone that this node is in, for backends that have zones; empty for none")
-	f.StringVar(&o.stateDir, "state-dir", "", "where the records of staged volumes and of movers are kept (default: state below the path of the first local backend)")
+	f.StringVar(&o.stateDir, "state-dir", "", "where the records of staged volumes and of movers are kept (default: state below the path of the first local backend, or "+defaultState+")")
 	must(cmd, "endpoint", "config", "node-id")
 	if controller {
 		f.StringVar(&o.repositories, "repositories", "", "the directory with one folder for each restic repository; empty for no backups")
@@ -100,14 +103,25 @@ func (o serveOptions) run(ctx context.Context) error {
 		return err
 	}
 	if o.stateDir == "" {
-		o.stateDir = filepath.Join(c.Backends[0].Local.Path, "state")
+		o.stateDir = defaultState
+		if i := slices.IndexFunc(c.Backends, func(b backendConfig) bool { return b.Local != nil }); i >= 0 {
+			o.stateDir = filepath.Join(c.Backends[i].Local.Path, "state")
+		}
 	}
 	driver := &csi.Driver{
 		Version: version, Controller: o.controller, Node: o.node, NodeID: o.nodeID, Zone: o.zone,
 		Backends: map[string]backend.Backend{}, DefaultBackend: c.Backends[0].Name,
-		Mounts: mount.New(), Metrics: metrics.NewCSIMetricsManagerForPlugin(csi.DriverName), Now: time.Now,
+		Mounts: mount.New(mount.Options{Keys: o.keys()}), Metrics: metrics.NewCSIMetricsManagerForPlugin(csi.DriverName), Now: time.Now,
 	}
 	for _, b := range c.Backends {
+		if b.Manila != nil {
+			opened, err := o.manila(ctx, b.Manila)
+			if err != nil {
+				return fmt.Errorf("backend %q: %w", b.Name, err)
+			}
+			driver.Backends[b.Name] = opened
+			continue
+		}
 		opened, err := local.Open(ctx, local.Options{Path: b.Local.Path, Size: b.Local.Size, Node: o.nodeID})
 		if err != nil {
 			return fmt.Errorf("backend %q: %w", b.Name, err)
@@ -150,6 +164,24 @@ func (o serveOptions) run(ctx context.Context) error {
 	err = driver.Serve(ctx, listener, serveGrace)
 	klog.FromContext(ctx).Info("Ended")
 	return err
+}
+
+// defaultState is where records are without a local backend.
+const defaultState = "/var/lib/abaca/state"
+
+// keys is the directory of the access keys.
+func (o serveOptions) keys() string { return filepath.Join(o.stateDir, "keys") }
+
+// manila opens a cloud, with the access-key store that nodes read.
+func (o serveOptions) manila(ctx context.Context, c *manilaConfig) (backend.Backend, error) {
+	if err := os.MkdirAll(o.stateDir, 0o700); err != nil {
+		return nil, err
+	}
+	store, err := keys.Open(o.keys())
+	if err != nil {
+		return nil, err
+	}
+	return manila.Open(ctx, manila.Options{CloudsFile: c.Clouds, Cloud: c.Cloud, Instance: c.Instance, Keys: store, Now: time.Now})
 }
 
 // labelValue is what a topology segment may be (CSI spec 1.13, "Topology").
@@ -207,7 +239,7 @@ func (o serveOptions) engine(backends map[string]backend.Backend) (*backup.Engin
 	return &backup.Engine{
 		Backends: backends, Repositories: repositories, Now: time.Now, Tick: time.Second,
 		Runner: &inprocess.Runner{Dir: movers, Repositories: repositories, Now: time.Now,
-			Command: []string{self, "mover"}},
+			Command: []string{self, "mover"}, Keys: o.keys()},
 	}, nil
 }
 

@@ -18,7 +18,7 @@ import (
 type bind struct{}
 
 func (bind) options(readOnly bool, src Source, flags []string) (options, error) {
-	return wish(readOnly, src.Options, flags)
+	return wish(grammar{}, readOnly, src, flags)
 }
 
 func (bind) find(ctx context.Context, m *Mounter, src Source) (origin, error) {
@@ -69,6 +69,9 @@ func (d *directory) is(e *mountinfo.Info, top unix.Stat_t) bool {
 	return e.Major == d.on.Major && e.Minor == d.on.Minor && e.Root == d.root && uint64(top.Dev) == d.dev && top.Ino == d.ino
 }
 
+// half is false: nothing is at the target before all of it is.
+func (d *directory) half(*mountinfo.Info) bool { return false }
+
 // allows refuses to make a writable mount out of a read-only one.
 func (d *directory) allows(o options) error {
 	if !o.readOnly() && has(d.on, "ro") {
@@ -93,16 +96,31 @@ func (d *directory) attach(ctx context.Context, dir string, target int, o option
 }
 
 func (d *directory) move(ctx context.Context, target int, o options) error {
-	tree, err := unix.OpenTree(unix.AT_FDCWD, d.path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
+	tree, err := clone(d.path, o.attr())
 	if err != nil {
-		return fmt.Errorf("clone the mount of %s: %w", d.path, err)
+		return err
 	}
 	defer unix.Close(tree)
-	attr := o.attr()
+	return move(ctx, tree, target)
+}
+
+// clone returns a private mount of what is seen at path, and of nothing that is
+// mounted below it, that is mounted nowhere yet and goes when it is closed.
+func clone(path string, attr *unix.MountAttr) (int, error) {
+	tree, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
+	if err != nil {
+		return -1, fmt.Errorf("clone the mount of %s: %w", path, err)
+	}
 	attr.Propagation = unix.MS_PRIVATE
 	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, attr); err != nil {
-		return fmt.Errorf("set %v: %w", o, err)
+		unix.Close(tree)
+		return -1, fmt.Errorf("set the options of the mount of %s: %w", path, err)
 	}
+	return tree, nil
+}
+
+// move mounts a clone on the directory that is open as target.
+func move(ctx context.Context, tree, target int) error {
 	if err := ctx.Err(); err != nil { // the caller has gone
 		return err
 	}

@@ -147,7 +147,7 @@ func TestAttachAfterTheEnd(t *testing.T) {
 		fd, err := unix.Open(target, unix.O_PATH|unix.O_CLOEXEC, 0)
 		must(t, err)
 		defer unix.Close(fd)
-		wantIs(t, d.attach(ctx, target, fd, options{"ro"}), context.Canceled)
+		wantIs(t, d.attach(ctx, target, fd, options{vfs: []string{"ro"}}), context.Canceled)
 		wantMounts(t, target, 0)
 	})
 }

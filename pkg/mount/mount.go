@@ -11,7 +11,6 @@ package mount
 import (
 	"context"
 	"errors"
-	"path"
 	"strings"
 )
 
@@ -33,24 +32,38 @@ var (
 
 // Source is what is mounted: the node's view of a backend's export.
 type Source struct {
-	// Protocol is "bind"; each protocol has one file in this package.
+	// Protocol is "bind", "nfs", "cifs" or "cephfs"; each has one file in this
+	// package, which says how locations and options are written.
 	Protocol string `json:"protocol"`
 	// Locations are the places at which the storage system serves this one tree,
-	// the preferred first. For "bind" it is one absolute path.
+	// the preferred first. They are tried in this order until one is mounted.
+	// For "bind" it is one absolute path.
 	Locations []string `json:"locations"`
 	// Path is the directory below them that is mounted, the only one that is to
 	// be seen: relative, empty for the whole tree. Its elements are patterns of
 	// path.Match, and exactly one directory must match.
 	Path string `json:"path,omitempty"`
-	// Options are mount options that the storage system demands.
+	// Options are mount options that the storage system demands. [Immutable] is
+	// one of every protocol.
 	Options []string `json:"options,omitempty"`
 	// User is the name under which the storage system knows the node, empty where
 	// there is none. Its key is not here: the node has it.
 	User string `json:"user,omitempty"`
 }
 
+// Immutable among a [Source]'s options says that nothing in it ever changes, so
+// that everything may be cached for long. A Path that is mounted read-only
+// means the same: it is a snapshot in the tree of its share.
+const Immutable = "immutable"
+
 // String names the source for people.
-func (s Source) String() string { return path.Join(strings.Join(s.Locations, ","), s.Path) }
+func (s Source) String() string {
+	text := strings.Join(s.Locations, ",")
+	if s.Path != "" {
+		text += "/" + s.Path
+	}
+	return text
+}
 
 // Stats is what statfs(2) says about a mounted path.
 type Stats struct {

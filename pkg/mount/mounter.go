@@ -23,6 +23,7 @@ import (
 // gets one of two minutes.
 type Mounter struct {
 	calls   calls
+	own     Options
 	command func(ctx context.Context, name string, arg ...string) *exec.Cmd
 	// patience is how long Unmount waits for a mount to answer before it counts
 	// as dead, and for one in use to become free.
@@ -33,10 +34,23 @@ type Mounter struct {
 
 var _ Interface = (*Mounter)(nil)
 
-// New returns a Mounter for the mount namespace of this process.
-func New() *Mounter {
+// Options are what a Mounter may be given.
+type Options struct {
+	// Keys is a directory of mode 0700 with one file of mode 0600 for each user
+	// of a storage system, named after the user, that holds nothing but the key.
+	// Without it nothing that needs a key can be mounted.
+	Keys string
+	// Tied ends what serves a mount, ceph-fuse, when this process ends, however
+	// it does: for a process whose mount namespace is to go with it.
+	Tied bool
+}
+
+// New returns a Mounter for the mount namespace of this process, with at most
+// one Options.
+func New(own ...Options) *Mounter {
 	return &Mounter{
 		calls:    calls{running: map[string]*call{}},
+		own:      append(own, Options{})[0],
 		command:  exec.CommandContext,
 		patience: 3 * time.Second,
 	}
@@ -57,12 +71,14 @@ type origin interface {
 	is(e *mountinfo.Info, top unix.Stat_t) bool
 	// allows returns ErrInvalid for options that this cannot be mounted with.
 	allows(o options) error
-	// attach mounts it at dir, an empty place that is open as target. What it
-	// leaves when it is killed half-way must fail is, or lack an option.
+	// half says whether e is what attach leaves when it is killed half-way, and
+	// nothing that anybody uses. What else it leaves must lack an option.
+	half(e *mountinfo.Info) bool
+	// attach mounts it at dir, an empty place that is open as target.
 	attach(ctx context.Context, dir string, target int, o options) error
 }
 
-var protocols = map[string]protocol{"bind": bind{}}
+var protocols = map[string]protocol{"bind": bind{}, "cephfs": cephfs{}, "cifs": cifs{}, "nfs": nfs{}}
 
 func protocolOf(src Source) (protocol, error) {
 	p, ok := protocols[src.Protocol]
@@ -96,7 +112,7 @@ func (m *Mounter) Mount(ctx context.Context, src Source, dir string, readOnly bo
 func (m *Mounter) Bind(ctx context.Context, from, to string, readOnly bool) (err error) {
 	ctx, end := begin(ctx, &err, "bind %s at %s", from, to)
 	defer end()
-	o, err := wish(readOnly)
+	o, err := wish(grammar{}, readOnly, Source{}, nil)
 	if err != nil {
 		return err
 	}
@@ -128,10 +144,15 @@ func (m *Mounter) put(ctx context.Context, from origin, dir string, o options) e
 	}
 	return alter(ctx, &m.calls, dir, func() error {
 		err := m.verify(ctx, from, dir, o)
-		for ; errors.Is(err, ErrCorrupted); err = m.verify(ctx, from, dir, o) {
-			if err := m.takeOff(ctx, dir, unix.MNT_DETACH); err != nil {
-				return fmt.Errorf("take the dead mount off: %w", err)
+		for ; errors.Is(err, ErrCorrupted) || errors.Is(err, errHalf); err = m.verify(ctx, from, dir, o) {
+			e, terr := top(dir)
+			if terr == nil && e != nil {
+				terr = m.takeOff(ctx, dir, unix.MNT_DETACH)
 			}
+			if terr != nil {
+				return fmt.Errorf("take the dead mount off: %w", terr)
+			}
+			m.reap(ctx, e)
 		}
 		var lacks missingError
 		switch {
@@ -191,6 +212,8 @@ func (m *Mounter) verify(ctx context.Context, from origin, dir string, o options
 func match(from origin, e *mountinfo.Info, a answer, o options) error {
 	missing := o.missing(e)
 	switch {
+	case !from.is(e, a.top) && from.half(e):
+		return fmt.Errorf("it was not finished: %w: %w", errHalf, ErrOther)
 	case !from.is(e, a.top):
 		return fmt.Errorf("%s of %s (%s) is mounted there: %w", e.Root, e.Source, e.FSType, ErrOther)
 	case slices.Contains(missing, "rw"):
@@ -211,6 +234,9 @@ func match(from origin, e *mountinfo.Info, a answer, o options) error {
 	}
 	return nil
 }
+
+// errHalf: there is what an attach left that was killed half-way.
+var errHalf = errors.New("a mount that was begun")
 
 // missingError is the options that a mount of the right source lacks.
 type missingError []string
@@ -264,6 +290,7 @@ func (m *Mounter) clear(ctx context.Context, dir string) error {
 		if err := m.takeOff(ctx, dir, flags); err != nil {
 			return err
 		}
+		m.reap(ctx, e)
 	}
 }
 
@@ -330,7 +357,7 @@ func (m *Mounter) Prove(ctx context.Context, dir string, src Source, readOnly bo
 	}
 	var o options
 	if readOnly {
-		o = options{"ro"}
+		o.vfs = []string{"ro"}
 	}
 	return match(from, e, a, o)
 }
@@ -358,13 +385,17 @@ func (m *Mounter) Stats(ctx context.Context, dir string) (_ Stats, err error) {
 	if block == 0 {
 		block = int64(a.fs.Bsize)
 	}
+	free := a.fs.Ffree
+	if int64(free) < 0 { // CephFS: as many as one likes
+		free = 0
+	}
 	return Stats{
 		TotalBytes:      int64(a.fs.Blocks) * block,
 		AvailableBytes:  int64(a.fs.Bavail) * block,
 		UsedBytes:       int64(a.fs.Blocks-a.fs.Bfree) * block,
 		TotalInodes:     int64(a.fs.Files),
-		AvailableInodes: int64(a.fs.Ffree),
-		UsedInodes:      int64(a.fs.Files - a.fs.Ffree),
+		AvailableInodes: int64(free),
+		UsedInodes:      int64(a.fs.Files - free),
 	}, nil
 }
 

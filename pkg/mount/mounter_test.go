@@ -240,7 +240,7 @@ func TestMountRefuses(t *testing.T) {
 				flags    []string
 				hint     string
 			}{
-				"protocol":        {Source{Protocol: "nfs", Locations: []string{"a:/b"}}, target, false, nil, "bind"},
+				"protocol":        {Source{Protocol: "ftp", Locations: []string{"a:/b"}}, target, false, nil, "bind"},
 				"relative source": {Source{Protocol: "bind", Locations: []string{"share"}}, target, false, nil, "absolute"},
 				"empty source":    {Source{Protocol: "bind"}, target, false, nil, "absolute"},
 				"file":            {Source{Protocol: "bind", Locations: []string{src.Locations[0] + "/file"}}, target, false, nil, "directory"},

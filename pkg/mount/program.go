@@ -53,7 +53,7 @@ func (m *Mounter) remount(ctx context.Context, dir string, o options) error {
 		all := []string{"remount", "bind"}
 		for name := range vfs {
 			other := map[string]string{"rw": "ro", "relatime": "noatime", "noatime": "relatime"}[name]
-			if slices.Contains(o, name) || has(e, name) && !slices.Contains(o, other) && name != "rw" {
+			if slices.Contains(o.vfs, name) || has(e, name) && !slices.Contains(o.vfs, other) && name != "rw" {
 				all = append(all, name)
 			}
 		}

@@ -29,6 +29,7 @@ const module = "github.com/abaca-csi/abaca/"
 var ours = map[string][]string{
 	// Small tools that know nothing of shares.
 	"pkg/busy":    {},
+	"pkg/keys":    {},
 	"pkg/nearest": {},
 	"pkg/record":  {},
 
@@ -37,7 +38,8 @@ var ours = map[string][]string{
 	"pkg/backend/fault":       {"pkg/backend"},
 	"pkg/backend/memory":      {"pkg/backend"},
 	"pkg/backend/local":       {"pkg/backend"},
-	"pkg/mount":               {},
+	"pkg/backend/manila":      {"pkg/backend"},
+	"pkg/mount":               {"pkg/nearest"},
 	"pkg/restic":              {"pkg/nearest"},
 
 	"pkg/mover":            {"pkg/mount", "pkg/nearest", "pkg/restic"},
@@ -74,6 +76,8 @@ var wired = map[string]map[string]string{
 	"pkg/backend/local/image.go":     {"exec.CommandContext": "the one function that runs mkfs, losetup and btrfs"},
 	"pkg/restic/run.go":              {"exec.CommandContext": "asks a program for its version, before there is a Repository"},
 	"pkg/restic/repository.go":       {"exec.CommandContext": "the default of a field"},
+	"pkg/mount/cephfs.go":            {"time.Until": "a context's deadline is in real time"},
+	"pkg/mount/network.go":           {"time.Until": "a context's deadline is in real time"},
 	"pkg/mount/mounter.go":           {"exec.CommandContext": "the default of a field", "time.Until": "a context's deadline is in real time"},
 	"pkg/backup/inprocess/runner.go": {"exec.Command": "the mover process outlives the request that starts it"},
 	"cmd/abaca/serve.go":             {"time.Now": "wired into the driver, the engine and the runner"},

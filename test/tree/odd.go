@@ -23,7 +23,8 @@ const BigFile = 300 << 20
 // Odd makes dir and in it everything that backups like to lose: hard links,
 // holes, extended attributes, ACLs, odd names, a fifo, a device, special modes,
 // owners, symbolic links, old times. big is the size of one big file, in bytes.
-// It needs root. Two calls make equal trees, to the nanosecond.
+// It needs root. What has no ACLs is left without. Two calls make equal trees, to
+// the nanosecond.
 func Odd(ctx context.Context, dir string, big int64) error {
 	m := maker{root: dir}
 	m.dir("")
@@ -49,10 +50,10 @@ func Odd(ctx context.Context, dir string, big int64) error {
 	m.xattr("xattrs/capability", "security.capability", le(uint32(0x02000001), uint32(1<<13), uint32(0), uint32(0), uint32(0)))
 
 	m.file("acls/file", "with an ACL")
-	m.xattr("acls/file", "system.posix_acl_access", acl(
+	m.acl("acls/file", "system.posix_acl_access", acl(
 		entry{aclUserObj, 6, 0}, entry{aclUser, 4, 1000}, entry{aclGroupObj, 4, 0}, entry{aclMask, 4, 0}, entry{aclOther, 0, 0}))
 	m.dir("acls/dir")
-	m.xattr("acls/dir", "system.posix_acl_default", acl(
+	m.acl("acls/dir", "system.posix_acl_default", acl(
 		entry{aclUserObj, 7, 0}, entry{aclGroupObj, 5, 0}, entry{aclGroup, 7, 2000}, entry{aclMask, 7, 0}, entry{aclOther, 0, 0}))
 
 	for _, name := range []string{
@@ -245,6 +246,14 @@ func (m *maker) big(ctx context.Context, name string, size int64) {
 		}
 		return f.Close()
 	})
+}
+
+// acl sets an ACL where the file system has them.
+func (m *maker) acl(name, attribute string, value []byte) {
+	if m.err == nil && errors.Is(unix.Setxattr(filepath.Join(m.root, name), attribute, value, 0), unix.ENOTSUP) {
+		return
+	}
+	m.xattr(name, attribute, value)
 }
 
 // The kernel's form of an ACL: linux/posix_acl_xattr.h. The entries of one tag

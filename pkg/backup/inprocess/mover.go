@@ -34,10 +34,11 @@ type Args struct {
 	Restic     string // the restic program
 	Cache      string // restic's cache
 	Seen       string // where it is remembered which repositories were there
+	Keys       string // the directory with the access keys of shares, or empty
 }
 
 func (a Args) flags() []string {
-	return []string{"--record", a.Record, "--repository", a.Repository, "--restic", a.Restic, "--cache", a.Cache, "--seen", a.Seen}
+	return []string{"--record", a.Record, "--repository", a.Repository, "--restic", a.Restic, "--cache", a.Cache, "--seen", a.Seen, "--keys", a.Keys}
 }
 
 // Move is the body of a mover process: it mounts the job's source where nobody
@@ -67,7 +68,7 @@ func move(ctx context.Context, a Args, job backup.Job, lock *os.File, now func()
 	if err != nil {
 		return mover.Result{Error: err.Error(), Reason: mover.ReasonConfig}
 	}
-	mounts := mount.New()
+	mounts := mount.New(mount.Options{Keys: a.Keys, Tied: true})
 	if err := place(ctx, mounts, task); err != nil {
 		return mover.Result{Error: err.Error(), Reason: placing(ctx, err)}
 	}

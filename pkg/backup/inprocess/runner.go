@@ -51,7 +51,9 @@ type Runner struct {
 	// Command starts a mover: the program and its first arguments, to which the
 	// flags of Args are added.
 	Command []string
-	Now     func() time.Time
+	// Keys is the directory with the access keys of shares; empty for none.
+	Keys string
+	Now  func() time.Time
 }
 
 var jobID = regexp.MustCompile(`^[a-z0-9-]{1,63}$`)
@@ -138,7 +140,7 @@ func (r *Runner) spawn(ctx context.Context, id, folder string, lock *os.File) er
 	defer null.Close()
 	args := append(r.Command[1:len(r.Command):len(r.Command)], Args{
 		Record: r.path(id), Repository: folder, Restic: r.Repositories.Program,
-		Cache: r.Repositories.CacheDir, Seen: r.Repositories.SeenDir,
+		Cache: r.Repositories.CacheDir, Seen: r.Repositories.SeenDir, Keys: r.Keys,
 	}.flags()...)
 	cmd := exec.Command(r.Command[0], args...) // not CommandContext: it outlives the request
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = null, null, os.Stderr

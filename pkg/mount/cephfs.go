@@ -1,0 +1,475 @@
+//go:build linux
+
+package mount
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// cephfs is CephFS by the kernel, or by ceph-fuse where the kernel has none or
+// the option mounter=fuse says so (mounter=kernel: never ceph-fuse). A location
+// is MONITORS:/path, where monitors are separated by commas, each either
+// host[:port] or the pair [v2:host:port,v1:host:port]. Options are those of
+// mount.ceph(8), or, for ceph-fuse, Ceph's settings whose names begin with
+// client_; fs= names the file system for both. The source's user is the cephx
+// id, and its key is in [Options].
+type cephfs struct{}
+
+var cephSame = map[string]string{"_netdev": "", "defaults": "", "mds_namespace": "fs", "client_mds_namespace": "fs", "client_fs": "fs"}
+
+var cephSecret = map[string]string{
+	"name": "the source says who the user is", "secret": "it must be nowhere but in the directory of keys",
+	"secretfile": "the key is looked for in the directory of keys", "mon_addr": "the location says where the monitors are",
+}
+
+var kernelWords = grammar{
+	known: strings.Fields(`
+		mounter= fs= ms_mode= rsize= wsize= rasize= mount_timeout= osd_idle_ttl= osdkeepalive= osd_request_timeout=
+		caps_max= caps_wanted_delay_min= caps_wanted_delay_max= write_congestion_kb= readdir_max_entries= readdir_max_bytes=
+		cap_release_safety= snapdirname= recover_session= read_from_replica= crush_location=
+		dirstat nodirstat rbytes norbytes asyncreaddir noasyncreaddir dcache nodcache ino32 noino32 poolperm nopoolperm
+		quotadf noquotadf copyfrom nocopyfrom wsync nowsync pagecache nopagecache sparseread nosparseread share noshare
+		crc nocrc cephx_require_signatures nocephx_require_signatures cephx_sign_messages nocephx_sign_messages
+		tcp_nodelay notcp_nodelay require_active_mds norequire_active_mds abort_on_full rxbounce fsc nofsc acl noacl
+		context= fscontext= defcontext= rootcontext=`),
+	same: cephSame, secret: cephSecret,
+}
+
+var fuseWords = grammar{known: []string{"mounter=", "fs="}, prefix: "client_", same: cephSame, secret: cephSecret}
+
+func (cephfs) options(readOnly bool, src Source, flags []string) (options, error) {
+	mounter := ""
+	for _, word := range slices.Concat(src.Options, flags) {
+		if v, ok := strings.CutPrefix(word, "mounter="); ok {
+			mounter = v
+		}
+	}
+	if mounter == "" {
+		mounter = "fuse"
+		// To ask for it makes the kernel load its module.
+		if fd, err := unix.Fsopen("ceph", unix.FSOPEN_CLOEXEC); err == nil {
+			unix.Close(fd)
+			mounter = "kernel"
+		} else if text, err := os.ReadFile("/proc/filesystems"); err == nil && bytes.Contains(text, []byte("\tceph\n")) {
+			mounter = "kernel"
+		}
+	}
+	words, ok := map[string]grammar{"kernel": kernelWords, "fuse": fuseWords}[mounter]
+	if !ok {
+		return options{}, fmt.Errorf("mount option mounter=%s is neither mounter=kernel nor mounter=fuse: %w", mounter, ErrInvalid)
+	}
+	o, err := wish(words, readOnly, src, flags)
+	if err != nil {
+		return o, fmt.Errorf("mounter=%s: %w", mounter, err)
+	}
+	o.usual("mounter=" + mounter)
+	if mounter == "kernel" {
+		// A snapshot lies in the same file system as its share, and mounts of
+		// one path would share a superblock.
+		o.usual("noshare", "share")
+	}
+	return o, nil
+}
+
+func (cephfs) find(ctx context.Context, m *Mounter, src Source) (origin, error) {
+	if src.User == "" || strings.ContainsAny(src.User, "/,= \n") || strings.HasPrefix(src.User, ".") {
+		return nil, fmt.Errorf("cephfs needs the name of a cephx user, and %q is none: %w", src.User, ErrInvalid)
+	}
+	fs := ""
+	for _, word := range src.Options {
+		name, value, _ := strings.Cut(word, "=")
+		if name == "fs" || cephSame[name] == "fs" {
+			fs = value
+		}
+	}
+	return onNetwork(m, src, func(text string) (*cephLocation, error) {
+		l, err := parseCeph(text)
+		if err != nil {
+			return nil, err
+		}
+		l.user, l.fs = src.User, fs
+		return l, l.resolve(ctx)
+	})
+}
+
+// A cephLocation is the monitors of a cluster and a path in one of its file
+// systems, the default one if fs is empty.
+type cephLocation struct {
+	text, monitors, path string
+	at                   []monitor
+	user, fs             string
+}
+
+// A monitor is an address at which one speaks version 1 or 2 of the protocol,
+// with addrs, the same as addresses with a port.
+type monitor struct {
+	version    int
+	host, port string
+	addrs      []string
+}
+
+func parseCeph(text string) (*cephLocation, error) {
+	monitors, dir, ok := strings.Cut(text, ":/")
+	if !ok || monitors == "" {
+		return nil, fmt.Errorf("%q is not MONITORS:/path: %w", text, ErrInvalid)
+	}
+	l := &cephLocation{monitors: monitors, path: path.Clean("/" + dir)}
+	l.text = monitors + ":" + l.path
+	// The brackets around a pair only say that both are one monitor.
+	for one := range strings.SplitSeq(strings.ReplaceAll(monitors, "[v", "v"), ",") {
+		mon := monitor{}
+		rest := one
+		if v, ok := strings.CutPrefix(rest, "v1:"); ok {
+			mon.version, rest = 1, v
+		} else if v, ok := strings.CutPrefix(rest, "v2:"); ok {
+			mon.version, rest = 2, v
+		}
+		if strings.Count(rest, "]") > strings.Count(rest, "[") {
+			rest = strings.TrimSuffix(rest, "]")
+		}
+		if i := strings.LastIndexByte(rest, ':'); i >= 0 && !strings.HasSuffix(rest, "]") {
+			mon.port, _, _ = strings.Cut(rest[i+1:], "/") // behind it is a nonce
+			rest = rest[:i]
+			if n, err := strconv.Atoi(mon.port); err != nil || n < 1 || n > 65535 {
+				return nil, fmt.Errorf("location %q: monitor %q has no such port: %w", text, one, ErrInvalid)
+			}
+		}
+		var err error
+		if mon.host, err = hostOf(rest); err != nil {
+			return nil, fmt.Errorf("location %q: %w", text, err)
+		}
+		if mon.version == 0 {
+			mon.version = map[bool]int{true: 2, false: 1}[mon.port == "3300"]
+		}
+		mon.port = cmp.Or(mon.port, map[int]string{1: "6789", 2: "3300"}[mon.version])
+		l.at = append(l.at, mon)
+	}
+	return l, nil
+}
+
+// resolve looks up the monitors, as the kernel knows addresses alone. One that
+// is not found does no harm while others are.
+func (l *cephLocation) resolve(ctx context.Context) (err error) {
+	found := false
+	for i := range l.at {
+		addrs, lerr := net.DefaultResolver.LookupNetIP(ctx, "ip", l.at[i].host)
+		if lerr != nil {
+			err = fmt.Errorf("this node cannot look up monitor %s: %w", l.at[i].host, lerr)
+		}
+		for _, a := range addrs {
+			found = true
+			l.at[i].addrs = append(l.at[i].addrs, net.JoinHostPort(a.Unmap().String(), l.at[i].port))
+		}
+	}
+	if found {
+		return nil
+	}
+	return err
+}
+
+func (l *cephLocation) String() string { return l.text }
+
+// below trusts the kernel's source if all of its monitors are of this location,
+// and ceph-fuse's if it is what fuse wrote there.
+func (l *cephLocation) below(e *mountinfo.Info) (string, bool) {
+	switch e.FSType {
+	case "ceph":
+		monitors, dir, ok := strings.Cut(e.Source, ":/")
+		for one := range strings.SplitSeq(monitors, ",") {
+			ok = ok && slices.ContainsFunc(l.at, func(m monitor) bool { return slices.Contains(m.addrs, one) })
+		}
+		super := strings.Split(e.VFSOptions, ",")
+		if !ok || l.fs != "" && !slices.Contains(super, "fs="+l.fs) && !slices.Contains(super, "mds_namespace="+l.fs) {
+			return "", false
+		}
+		return under("/"+strings.TrimRight(dir, "/")+e.Root, l.path)
+	case "fuse.ceph-fuse":
+		fs, text, ok := strings.Cut(e.Source, "@")
+		if !ok || text != l.text || l.fs != "" && fs != l.fs {
+			return "", false
+		}
+		return under(e.Root, "/")
+	}
+	return "", false
+}
+
+func (l *cephLocation) mount(ctx context.Context, m *Mounter, dir string, o options) error {
+	key, err := m.key(l.user)
+	if err != nil {
+		return err
+	}
+	if o.value("mounter") == "fuse" {
+		return l.fuse(ctx, m, dir, o, key)
+	}
+	return l.kernel(ctx, m, dir, o, key)
+}
+
+// kernel mounts by mount(2), so that the key is in no argument of a program.
+func (l *cephLocation) kernel(ctx context.Context, m *Mounter, dir string, o options, key string) error {
+	// Any kernel knows version 1 of the protocol; 5.11 and later know 2.
+	version := map[bool]int{true: 2, false: 1}[o.has("ms_mode") && o.value("ms_mode") != "legacy"]
+	if !o.has("ms_mode") && !slices.ContainsFunc(l.at, func(m monitor) bool { return m.version == 1 }) {
+		version = 2
+		o.usual("ms_mode=prefer-crc")
+	}
+	var at []string
+	for _, mon := range l.at {
+		if mon.version == version {
+			at = append(at, mon.addrs...)
+		}
+	}
+	if len(at) == 0 {
+		return fmt.Errorf("no monitor at %s can be asked by version %d of the protocol, which ms_mode wants: %w", l, version, ErrInvalid)
+	}
+	o.usual("mount_timeout=" + seconds(ctx)) // nothing else ends the call
+	data := []string{"name=" + l.user, "secret=" + key}
+	for _, word := range o.fs {
+		if v, ok := strings.CutPrefix(word, "fs="); ok {
+			word = "mds_namespace=" + v // the name that every kernel knows
+		}
+		if !strings.HasPrefix(word, "mounter=") {
+			data = append(data, word)
+		}
+	}
+	all := strings.Join(data, ",")
+	if len(all) >= os.Getpagesize() {
+		return fmt.Errorf("the options are longer than the kernel takes: %w", ErrInvalid)
+	}
+	var flags uintptr
+	for _, name := range o.vfs {
+		flags |= vfs[name].flag
+	}
+	return l.meaning(unix.Mount(strings.Join(at, ",")+":"+l.path, dir, "ceph", flags, all))
+}
+
+// meaning adds a hint to an error that CephFS has answered a mount with.
+func (l *cephLocation) meaning(err error) error {
+	hint := fmt.Sprintf("do the monitors answer, is an MDS active, and is the key of user %q the right one? See dmesg", l.user)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.ENOENT):
+		return fmt.Errorf("the cluster has no such path, or no file system of this name: %w: %w", ErrNoSource, err)
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		hint = fmt.Sprintf("the cluster refuses user %q: is the key the right one, and may it read the path?", l.user)
+	case errors.Is(err, unix.ENODEV):
+		hint = "this kernel has no CephFS; take mounter=fuse, or load the module ceph"
+	case errors.Is(err, unix.EINVAL):
+		hint = "this kernel does not know one of the options, see dmesg"
+	}
+	return fmt.Errorf("%s: %w", hint, err)
+}
+
+// seconds is how many whole ones are left, for what counts in them.
+func seconds(ctx context.Context) string {
+	end, _ := ctx.Deadline()
+	return strconv.Itoa(max(1, int(time.Until(end).Seconds())))
+}
+
+// fuse starts ceph-fuse, which serves the mount as long as that is somewhere.
+// It mounts at dir itself, as it has the kernel remount this path when it must
+// give back what it caches. The key reaches it in a file that has no name.
+func (l *cephLocation) fuse(ctx context.Context, m *Mounter, dir string, o options, key string) error {
+	ring, err := nameless("keyring", fmt.Sprintf("[client.%s]\n\tkey = %s\n", l.user, key))
+	if err != nil {
+		return err
+	}
+	defer ring.Close()
+	said, err := nameless("output", "")
+	if err != nil {
+		return err
+	}
+	defer said.Close()
+
+	name := o.value("fs") + "@" + l.text
+	flags := []string{"subtype=ceph-fuse", "fsname=" + fuseEscape.Replace(name)}
+	flags = append(flags, o.basic()...)
+	arg := []string{"-f", "-m", l.monitors, "-c", "/dev/null", "--id", l.user, "--keyring=/proc/self/fd/3", "-r", l.path,
+		"--log_file=", "--admin_socket=", "--client_mount_timeout=" + seconds(ctx)}
+	for _, word := range o.fs {
+		if v, ok := strings.CutPrefix(word, "fs="); ok {
+			arg = append(arg, "--client_fs="+v)
+		} else if strings.HasPrefix(word, "client_") {
+			arg = append(arg, "--"+word)
+		}
+	}
+	cmd := m.command(context.WithoutCancel(ctx), "ceph-fuse", append(arg, "-o", strings.Join(flags, ","), dir)...)
+	cmd.ExtraFiles = []*os.File{ring}
+	cmd.Stdout, cmd.Stderr = said, said
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if m.own.Tied {
+		cmd.SysProcAttr.Pdeathsig = unix.SIGKILL
+	}
+	started, ended := make(chan error, 1), make(chan struct{})
+	go func() {
+		defer close(ended)
+		runtime.LockOSThread() // the signal comes when this thread ends
+		err := cmd.Start()
+		if started <- err; err == nil {
+			_ = cmd.Wait()
+		}
+	}()
+	if err := <-started; err != nil {
+		return fmt.Errorf("start ceph-fuse, which serves CephFS where the kernel does not: %w", err)
+	}
+	err = m.served(ctx, dir, name, ended)
+	if err == nil {
+		// Nobody reads what it says from now on.
+		_, _ = unix.FcntlInt(said.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_GROW|unix.F_SEAL_SHRINK)
+		return nil
+	}
+	_ = cmd.Process.Kill()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	text := make([]byte, 4000)
+	n, _ := said.ReadAt(text, 0)
+	if found := fuseErrno.FindSubmatch(text[:n]); found != nil {
+		code, _ := strconv.Atoi(string(found[1]))
+		return fmt.Errorf("ceph-fuse: %w", l.meaning(unix.Errno(code)))
+	}
+	return fmt.Errorf("ceph-fuse: %w; is the key of user %q the right one, and do the monitors answer? It said: %s",
+		err, l.user, strings.ReplaceAll(strings.TrimSpace(string(text[:n])), key, "***"))
+}
+
+// fuseErrno is in the last words of a ceph-fuse that the cluster has refused.
+var fuseErrno = regexp.MustCompile(`ceph mount failed with \((\d+)\)`)
+
+// served waits until what is called name is mounted at dir and answers.
+func (m *Mounter) served(ctx context.Context, dir, name string, ended <-chan struct{}) error {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ended:
+			return errors.New("it has ended")
+		case <-tick.C:
+		}
+		if e, err := top(dir); err != nil {
+			return err
+		} else if e != nil && e.FSType == "fuse.ceph-fuse" && e.Source == name {
+			_, err := m.answer(ctx, e)
+			return err
+		}
+	}
+}
+
+// fuseEscape writes a value of an option of libfuse.
+var fuseEscape = strings.NewReplacer(`\`, `\\`, ",", `\,`)
+
+// reap ends the ceph-fuse that served e, which was taken off, when it is not
+// mounted anywhere else. A healthy one has ended by itself; one whose cluster is
+// gone would wait for it for ever.
+func (m *Mounter) reap(ctx context.Context, e *mountinfo.Info) {
+	if e == nil || e.FSType != "fuse.ceph-fuse" {
+		return
+	}
+	serves := func(pid string) bool {
+		text, _ := os.ReadFile(filepath.Join("/proc", pid, "cmdline"))
+		arg := strings.Split(strings.TrimSuffix(string(text), "\x00"), "\x00")
+		return arg[len(arg)-1] == e.Mountpoint && slices.ContainsFunc(arg, func(a string) bool {
+			return strings.Contains(a, "fsname="+fuseEscape.Replace(e.Source))
+		})
+	}
+	t, err := readTable()
+	if err != nil || slices.ContainsFunc(t.all, func(o *mountinfo.Info) bool { return o.Major == e.Major && o.Minor == e.Minor }) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, m.brief(ctx))
+	defer cancel()
+	entries, _ := os.ReadDir("/proc")
+	for _, d := range entries {
+		pid, err := strconv.Atoi(d.Name())
+		if err != nil || !serves(d.Name()) {
+			continue
+		}
+		for serves(d.Name()) {
+			select {
+			case <-ctx.Done():
+				_ = unix.Kill(pid, unix.SIGKILL)
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+	}
+}
+
+// nameless returns a file that is in no directory and holds text.
+func nameless(name, text string) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, fmt.Errorf("make a file in memory: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	if _, err := f.WriteString(text); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("write a file in memory: %w", err)
+	}
+	return f, nil
+}
+
+// key returns the key of a user of the storage system. No error quotes it.
+func (m *Mounter) key(user string) (string, error) {
+	if m.own.Keys == "" {
+		return "", fmt.Errorf("user %q of the storage system has a key, and this process has no directory of keys: %w", user, ErrInvalid)
+	}
+	dir, err := os.Stat(m.own.Keys)
+	if err != nil {
+		return "", fmt.Errorf("open the directory of keys: %w", err)
+	}
+	if mode := dir.Mode(); !mode.IsDir() || mode.Perm()&0o077 != 0 {
+		return "", fmt.Errorf("the directory of keys %s has mode %v and must be a directory of mode 0700: %w", m.own.Keys, mode, ErrInvalid)
+	}
+	text, err := secret(filepath.Join(m.own.Keys, user))
+	if err != nil {
+		return "", fmt.Errorf("key of user %q: %w", user, err)
+	}
+	key := strings.TrimSpace(text)
+	if _, err := base64.StdEncoding.DecodeString(key); err != nil || key == "" {
+		return "", fmt.Errorf("the file %s does not hold a key, as `ceph auth print-key` prints it, and nothing else: %w", filepath.Join(m.own.Keys, user), ErrInvalid)
+	}
+	return key, nil
+}
+
+// secret reads a small file that nobody but its owner may read.
+func secret(file string) (string, error) {
+	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	if mode := info.Mode(); !mode.IsRegular() || mode.Perm()&0o077 != 0 {
+		return "", fmt.Errorf("%s has mode %v and must be a file of mode 0600, which others cannot read: %w", file, mode, ErrInvalid)
+	}
+	text := make([]byte, 4096)
+	n, err := f.Read(text)
+	if err != nil {
+		return "", fmt.Errorf("%s is empty or cannot be read: %w", file, err)
+	}
+	return string(text[:n]), nil
+}
