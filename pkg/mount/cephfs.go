@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/rand"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -204,7 +205,8 @@ func (l *cephLocation) below(e *mountinfo.Info) (string, bool) {
 		return under("/"+strings.TrimRight(dir, "/")+e.Root, l.path)
 	case "fuse.ceph-fuse":
 		fs, text, ok := strings.Cut(e.Source, "@")
-		if !ok || text != l.text || l.fs != "" && fs != l.fs {
+		fs, _, token := strings.Cut(fs, "+")
+		if !ok || !token || text != l.text || l.fs != "" && fs != l.fs {
 			return "", false
 		}
 		return under(e.Root, "/")
@@ -300,9 +302,9 @@ func (l *cephLocation) fuse(ctx context.Context, m *Mounter, dir string, o optio
 	}
 	defer said.Close()
 
-	name := o.value("fs") + "@" + l.text
-	flags := []string{"subtype=ceph-fuse", "fsname=" + fuseEscape.Replace(name)}
-	flags = append(flags, o.basic()...)
+	// mountinfo says whose mount it is: FS+TOKEN@LOCATION.
+	name := o.value("fs") + "+" + rand.Text()[:8] + "@" + l.text
+	flags := append([]string{"subtype=ceph-fuse"}, append(o.basic(), fuseName(name))...)
 	arg := []string{"-f", "-m", l.monitors, "-c", "/dev/null", "--id", l.user, "--keyring=/proc/self/fd/3", "-r", l.path,
 		"--log_file=", "--admin_socket=", "--client_mount_timeout=" + seconds(ctx)}
 	for _, word := range o.fs {
@@ -375,22 +377,21 @@ func (m *Mounter) served(ctx context.Context, dir, name string, ended <-chan str
 	}
 }
 
-// fuseEscape writes a value of an option of libfuse.
-var fuseEscape = strings.NewReplacer(`\`, `\\`, ",", `\,`)
+// fuseName is the option of libfuse that says what mountinfo shows as source.
+func fuseName(name string) string {
+	return "fsname=" + strings.NewReplacer(`\`, `\\`, ",", `\,`).Replace(name)
+}
 
 // reap ends the ceph-fuse that served e, which was taken off, when it is not
 // mounted anywhere else. A healthy one has ended by itself; one whose cluster is
 // gone would wait for it for ever.
 func (m *Mounter) reap(ctx context.Context, e *mountinfo.Info) {
-	if e == nil || e.FSType != "fuse.ceph-fuse" {
+	if e == nil || e.FSType != "fuse.ceph-fuse" || !strings.Contains(e.Source, "+") {
 		return
 	}
 	serves := func(pid string) bool {
 		text, _ := os.ReadFile(filepath.Join("/proc", pid, "cmdline"))
-		arg := strings.Split(strings.TrimSuffix(string(text), "\x00"), "\x00")
-		return arg[len(arg)-1] == e.Mountpoint && slices.ContainsFunc(arg, func(a string) bool {
-			return strings.Contains(a, "fsname="+fuseEscape.Replace(e.Source))
-		})
+		return strings.Contains(string(text), fuseName(e.Source)+"\x00")
 	}
 	t, err := readTable()
 	if err != nil || slices.ContainsFunc(t.all, func(o *mountinfo.Info) bool { return o.Major == e.Major && o.Minor == e.Minor }) {

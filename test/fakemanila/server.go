@@ -58,6 +58,8 @@ type Server struct {
 	locks     map[string]string // reasons, by share
 	pending   []transition
 	faults    []*Fault
+	changes   int // that were asked for
+	strike    func(change int, after bool) bool
 	requests  []Request
 }
 
@@ -152,6 +154,14 @@ func (s *Server) Add(f Fault) {
 	s.faults = append(s.faults, &f)
 }
 
+// Strike has f asked before and after each request that changes something, which
+// are counted from 1. Where it says true the connection is cut. nil ends it.
+func (s *Server) Strike(f func(change int, after bool) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.changes, s.strike = 0, f
+}
+
 // Requests returns what was asked since the last call, Keystone's too.
 func (s *Server) Requests() []Request {
 	s.mu.Lock()
@@ -220,6 +230,16 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		case <-time.After(fault.Delay):
 		}
 	}
+	change, strike := 0, (func(int, bool) bool)(nil)
+	if r.Method != http.MethodGet && strings.HasPrefix(r.URL.Path, "/v2/") {
+		s.mu.Lock()
+		s.changes++
+		change, strike = s.changes, s.strike
+		s.mu.Unlock()
+	}
+	if strike != nil && strike(change, false) {
+		panic(http.ErrAbortHandler)
+	}
 	var a answer
 	switch {
 	case fault != nil && fault.Cut && !fault.After:
@@ -241,6 +261,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			a.body = json.RawMessage(b)
 		}
 		s.mu.Unlock()
+	}
+	if strike != nil && strike(change, true) {
+		panic(http.ErrAbortHandler)
 	}
 	if fault != nil && fault.After {
 		if fault.Cut {

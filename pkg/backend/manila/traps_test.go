@@ -1,0 +1,566 @@
+package manila
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/abaca-csi/abaca/pkg/backend"
+	"github.com/abaca-csi/abaca/test/fakemanila"
+)
+
+func ok[T any](t *testing.T) func(T, error) T {
+	return func(v T, err error) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}
+
+func request(name string) backend.CreateShareRequest {
+	return backend.CreateShareRequest{Name: name, MinSize: gib, Role: backend.RoleUser}
+}
+
+func slow() time.Duration { return time.Duration(rand.IntN(4)) * time.Millisecond }
+
+// TestCutAtEveryRequest breaks every call off before and after each request that
+// changes something, as kill -9 does, and has another process repeat it. There
+// must be one object, and in the end nothing.
+func TestCutAtEveryRequest(t *testing.T) {
+	type ground struct {
+		share    *backend.Share
+		snapshot *backend.Snapshot
+	}
+	for _, op := range []struct {
+		name string
+		typ  string
+		do   func(context.Context, *Backend, ground) error
+	}{
+		{"create share", "", func(ctx context.Context, b *Backend, _ ground) error {
+			return errOf(b.CreateShare(ctx, request("new")))
+		}},
+		{"clone, larger", "", func(ctx context.Context, b *Backend, g ground) error {
+			req := request("new")
+			req.FromSnapshot, req.MinSize = g.snapshot.ID, 3*gib
+			return errOf(b.CreateShare(ctx, req))
+		}},
+		{"create snapshot", "", func(ctx context.Context, b *Backend, g ground) error {
+			return errOf(b.CreateSnapshot(ctx, backend.CreateSnapshotRequest{Name: "new", ShareID: g.share.ID, Role: backend.RoleUser}))
+		}},
+		{"expand", "", func(ctx context.Context, b *Backend, g ground) error {
+			return errOf(b.ExpandShare(ctx, g.share.ID, 2*gib))
+		}},
+		{"export share", "", func(ctx context.Context, b *Backend, g ground) error {
+			return errOf(b.Export(ctx, backend.Target{ShareID: g.share.ID}, "one"))
+		}},
+		{"export snapshot by its directory", "", func(ctx context.Context, b *Backend, g ground) error {
+			return errOf(b.Export(ctx, backend.Target{SnapshotID: g.snapshot.ID}, "one"))
+		}},
+		{"export snapshot by the API", "mountable", func(ctx context.Context, b *Backend, g ground) error {
+			return errOf(b.Export(ctx, backend.Target{SnapshotID: g.snapshot.ID}, "one"))
+		}},
+		{"export snapshot by a copy", "nfs", func(ctx context.Context, b *Backend, g ground) error {
+			return errOf(b.Export(ctx, backend.Target{SnapshotID: g.snapshot.ID}, "one"))
+		}},
+		{"unexport share", "", func(ctx context.Context, b *Backend, g ground) error {
+			return b.Unexport(ctx, backend.Target{ShareID: g.share.ID}, "held-share")
+		}},
+		{"unexport snapshot", "", func(ctx context.Context, b *Backend, g ground) error {
+			return b.Unexport(ctx, backend.Target{SnapshotID: g.snapshot.ID}, "held-snapshot")
+		}},
+		{"unexport copy", "nfs", func(ctx context.Context, b *Backend, g ground) error {
+			return b.Unexport(ctx, backend.Target{SnapshotID: g.snapshot.ID}, "held-snapshot")
+		}},
+		{"delete share with snapshots", "", func(ctx context.Context, b *Backend, g ground) error { return b.DeleteShare(ctx, g.share.ID) }},
+		{"delete snapshot, then the share that waits for it", "", func(ctx context.Context, b *Backend, g ground) error {
+			if err := b.Unexport(ctx, backend.Target{SnapshotID: g.snapshot.ID}, "held-snapshot"); err != nil {
+				return err
+			}
+			if err := b.DeleteShare(ctx, g.share.ID); err != nil {
+				return err
+			}
+			return b.DeleteSnapshot(ctx, g.snapshot.ID)
+		}},
+	} {
+		t.Run(op.name, func(t *testing.T) {
+			t.Parallel()
+			points := 0
+			for n := 1; n > 0; n++ {
+				for _, after := range []bool{false, true} {
+					c := newCloud(t, fakemanila.Options{Delay: slow})
+					b := c.open()
+					req := request("data")
+					if op.typ != "" {
+						req.Parameters = map[string]string{"type": "mountable", "protocol": "NFS", "access": "192.0.2.0/24,2001:db8::1"}
+					}
+					if op.typ == "nfs" { // neither mountable nor with a directory
+						c.Alter(func(_ map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, types []*fakemanila.Type) {
+							for _, typ := range types {
+								delete(typ.Specs, "mount_snapshot_support")
+							}
+						})
+					}
+					g := ground{}
+					g.share = ok[*backend.Share](t)(b.CreateShare(t.Context(), req))
+					g.snapshot = ok[*backend.Snapshot](t)(b.CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: "cut", ShareID: g.share.ID, Role: backend.RoleUser}))
+					ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{ShareID: g.share.ID}, "held-share"))
+					ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{SnapshotID: g.snapshot.ID}, "held-snapshot"))
+
+					ctx, cancel := context.WithCancel(t.Context())
+					struck := false
+					c.Strike(func(change int, now bool) bool {
+						if change == n && now == after {
+							struck = true
+							cancel() // nothing more comes of the process
+						}
+						return struck
+					})
+					err := op.do(ctx, b, g)
+					cancel()
+					c.Strike(nil)
+					if !struck {
+						if err != nil {
+							t.Fatalf("without a cut: %v", err)
+						}
+						n = -1
+						break
+					}
+					points++
+					for try := 0; ; try++ {
+						if err = op.do(t.Context(), c.open(), g); err == nil || try > 50 || !errors.Is(err, backend.ErrPending) && !errors.Is(err, backend.ErrUnavailable) {
+							break
+						}
+					}
+					if err != nil {
+						t.Fatalf("cut at change %d, after it: %v: the repeated call: %v", n, after, err)
+					}
+					takeDown(t, c, fmt.Sprintf("cut at change %d, after it: %v", n, after))
+				}
+			}
+			if points < 2 {
+				t.Errorf("cut at %d points only", points)
+			}
+			t.Logf("cut at %d points", points)
+		})
+	}
+}
+
+func errOf[T any](_ T, err error) error { return err }
+
+// takeDown removes by the contract's calls all that there is, and wants nothing to
+// be left in the cloud.
+func takeDown(t *testing.T, c *cloud, when string) {
+	t.Helper()
+	ctx, b := t.Context(), c.open()
+	exports, _, err := b.ListExports(ctx, "", 0)
+	for _, x := range exports {
+		err = errors.Join(err, b.Unexport(ctx, x.Target, x.Consumer))
+	}
+	snapshots, _, serr := b.ListSnapshots(ctx, "", 0)
+	err = errors.Join(err, serr)
+	names := map[string]int{}
+	for _, s := range snapshots {
+		names["snapshot "+s.Name]++
+		err = errors.Join(err, b.DeleteSnapshot(ctx, s.ID))
+	}
+	shares, _, serr := b.ListShares(ctx, "", 0)
+	err = errors.Join(err, serr)
+	for _, s := range shares {
+		names["share "+s.Name]++
+		err = errors.Join(err, b.DeleteShare(ctx, s.ID))
+	}
+	for name, n := range names {
+		if n > 1 {
+			t.Errorf("%s: %d of %s", when, n, name)
+		}
+	}
+	if left := c.Counts(); err != nil || left != "0 shares, 0 snapshots, 0 rules" {
+		t.Errorf("%s: left behind: %s, %v", when, left, err)
+	}
+	if len(c.keys.keys) > 0 {
+		t.Errorf("%s: keys of %v are left", when, slices.Collect(maps.Keys(c.keys.keys)))
+	}
+}
+
+// TestFailedShares: a share that Manila could not make is removed, and the answer
+// says why, in a way that tells an orchestrator what to do.
+func TestFailedShares(t *testing.T) {
+	for detail, kind := range map[string]error{
+		"002": backend.ErrExhausted, "007": backend.ErrExhausted, "008": backend.ErrInvalid, "017": backend.ErrUnavailable,
+		"020": backend.ErrInvalid, "028": backend.ErrUnavailable, "033": backend.ErrExhausted, "999": backend.ErrUnavailable,
+	} {
+		c := newCloud(t, fakemanila.Options{Delay: func() time.Duration { return 20 * time.Millisecond }})
+		b := c.open()
+		go func() {
+			for failed := ""; failed == ""; time.Sleep(time.Millisecond) {
+				c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+					for id, s := range shares {
+						s.Status, failed = "error", id
+					}
+				})
+				if failed != "" {
+					c.Say(failed, detail, "create: it was not to be")
+				}
+			}
+		}()
+		_, err := b.CreateShare(t.Context(), request("data"))
+		if !errors.Is(err, kind) || detail != "999" && !strings.Contains(err.Error(), "it was not to be") {
+			t.Errorf("detail %s: %v, want %v", detail, err, kind)
+		}
+		if left := c.Counts(); left != "0 shares, 0 snapshots, 0 rules" {
+			t.Errorf("detail %s: left behind: %s", detail, left)
+		}
+	}
+}
+
+// TestRefusals: what Manila refuses, in the terms of the contract.
+func TestRefusals(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{Gigabytes: 10, PerShare: 5})
+	b := c.open()
+	with := func(name string, parameters map[string]string) backend.CreateShareRequest {
+		req := request(name)
+		req.Parameters = parameters
+		return req
+	}
+	large, larger, between := request("a"), request("a"), request("a")
+	large.MinSize, larger.MinSize, between.MinSize, between.MaxSize = 6*gib, 60*gib, gib+1, gib+2
+	for name, test := range map[string]struct {
+		req   backend.CreateShareRequest
+		kind  error
+		words string
+	}{
+		"more than one share may have": {large, backend.ErrExhausted, "limit 5"},
+		"more than the quota":          {larger, backend.ErrExhausted, "larger"},
+		"between two sizes":            {between, backend.ErrInvalid, "whole GiB"},
+		"no such type":                 {with("a", map[string]string{"type": "gold"}), backend.ErrInvalid, "cephfs, cephfs-nosnap"},
+		"a type that nothing serves":   {with("a", map[string]string{"type": "nowhere"}), backend.ErrInvalid, "extra specs"},
+		"a wrong protocol":             {with("a", map[string]string{"protocol": "FTP"}), backend.ErrInvalid, "CEPHFS, NFS or CIFS"},
+		"two zones":                    {with("a", map[string]string{"availability": "az-one", "autoTopology": "true"}), backend.ErrInvalid, "contradict"},
+		"no network":                   {with("a", map[string]string{"access": "everybody"}), backend.ErrInvalid, "192.0.2.0/24"},
+		"metadata of ours":             {with("a", map[string]string{"appendShareMetadata": `{"abaca.id":"x"}`}), backend.ErrInvalid, "abaca.id"},
+		"metadata that is no object":   {with("a", map[string]string{"appendShareMetadata": "x"}), backend.ErrInvalid, "JSON"},
+		"a directory outside":          {with("a", map[string]string{"snapshotDirectory": "../{id}"}), backend.ErrInvalid, "relative"},
+	} {
+		_, err := b.CreateShare(t.Context(), test.req)
+		if !errors.Is(err, test.kind) || !strings.Contains(err.Error(), test.words) {
+			t.Errorf("%s: %v, want %v with %q", name, err, test.kind, test.words)
+		}
+		if left := c.Counts(); left != "0 shares, 0 snapshots, 0 rules" {
+			t.Errorf("%s: left behind: %s", name, left)
+		}
+	}
+	share := ok[*backend.Share](t)(b.CreateShare(t.Context(), request("data")))
+	if _, err := b.ExpandShare(t.Context(), share.ID, 50*gib); !errors.Is(err, backend.ErrExhausted) { // 403 of the real one
+		t.Errorf("expand beyond the quota: %v", err)
+	}
+	c.Lock(share.ID, "audit until May")
+	if err := b.DeleteShare(t.Context(), share.ID); !errors.Is(err, backend.ErrInUse) || !strings.Contains(err.Error(), "audit until May") {
+		t.Errorf("delete what is locked: %v", err)
+	}
+	c.Lock(share.ID, "")
+	plain := ok[*backend.Share](t)(b.CreateShare(t.Context(), with("plain", map[string]string{"type": "cephfs-nosnap"})))
+	if _, err := b.CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: "x", ShareID: plain.ID, Role: backend.RoleUser}); !errors.Is(err, backend.ErrUnsupported) || plain.Can.Snapshot {
+		t.Errorf("a snapshot of what has none: %v, %+v", err, plain.Can)
+	}
+	nfs := ok[*backend.Share](t)(b.CreateShare(t.Context(), with("nfs", map[string]string{"type": "mountable", "protocol": "NFS"})))
+	if _, err := b.Export(t.Context(), backend.Target{ShareID: nfs.ID}, "one"); !errors.Is(err, backend.ErrInvalid) || !strings.Contains(err.Error(), `"access"`) {
+		t.Errorf("export to nobody: %v", err)
+	}
+	c.Alter(func(_ map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, rules map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+		for _, r := range rules {
+			t.Errorf("a rule that nobody asked for: %+v", r)
+		}
+	})
+}
+
+// TestClone: a clone that is asked for larger than its snapshot has the size on
+// the storage too.
+func TestClone(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{})
+	b := c.open()
+	share := ok[*backend.Share](t)(b.CreateShare(t.Context(), request("data")))
+	snap := ok[*backend.Snapshot](t)(b.CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: "cut", ShareID: share.ID, Role: backend.RoleUser}))
+	req := request("clone")
+	req.FromSnapshot, req.MinSize = snap.ID, 4*gib
+	clone := ok[*backend.Share](t)(b.CreateShare(t.Context(), req))
+	c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+		if s := shares[clone.ID]; clone.Size != 4*gib || s.Size != 4 || s.Quota != 4 {
+			t.Errorf("the clone has %d bytes, Manila says %d GiB, and the storage %d", clone.Size, s.Size, s.Quota)
+		}
+	})
+}
+
+// TestStrangers: what this driver has not made is neither seen nor touched, and
+// another instance's is a stranger's.
+func TestStrangers(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{})
+	b := c.open()
+	share := ok[*backend.Share](t)(b.CreateShare(t.Context(), request("data")))
+	o := c.options()
+	o.Instance = "other"
+	other := ok[*Backend](t)(Open(t.Context(), o))
+	if _, err := other.Share(t.Context(), share.ID); !errors.Is(err, backend.ErrNotFound) {
+		t.Errorf("another instance sees it: %v", err)
+	}
+	if err := other.DeleteShare(t.Context(), share.ID); err != nil {
+		t.Error(err)
+	}
+	all, _, err := other.ListShares(t.Context(), "", 0)
+	if err != nil || len(all) > 0 {
+		t.Errorf("another instance lists %v, %v", all, err)
+	}
+	if _, err := b.Share(t.Context(), share.ID); err != nil {
+		t.Errorf("another instance has deleted it: %v", err)
+	}
+	mine := ok[*backend.Share](t)(other.CreateShare(t.Context(), request("data"))) // the same name
+	if mine.ID == share.ID {
+		t.Error("two instances have one share")
+	}
+}
+
+// TestTokens: one token serves many calls, and is renewed once it has ended.
+func TestTokens(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{})
+	b := c.open()
+	signedIn := func() (n int) {
+		for _, r := range c.Requests() {
+			if strings.HasPrefix(r.Path, "/v3") {
+				n++
+			}
+		}
+		return n
+	}
+	if n := signedIn(); n != 1 {
+		t.Errorf("signed in %d times to open", n)
+	}
+	var group sync.WaitGroup
+	for i := range 8 {
+		group.Go(func() {
+			if _, err := b.CreateShare(t.Context(), request(fmt.Sprint(i))); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	group.Wait()
+	if n := signedIn(); n != 0 {
+		t.Errorf("signed in %d times more for 8 shares", n)
+	}
+	c.ExpireTokens()
+	if _, _, err := b.ListShares(t.Context(), "", 0); err != nil {
+		t.Error(err)
+	}
+	if n := signedIn(); n != 1 {
+		t.Errorf("signed in %d times when the token had ended", n)
+	}
+	o := c.options()
+	o.Cloud = "app"
+	ok[*Backend](t)(Open(t.Context(), o))
+	text, err := os.ReadFile(c.file)
+	if err == nil {
+		err = os.WriteFile(c.file, []byte(strings.ReplaceAll(string(text), fakemanila.Password, "wrong")), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), c.options()); !errors.Is(err, backend.ErrAuth) || strings.Contains(err.Error(), "wrong") {
+		t.Errorf("a wrong password: %v", err)
+	}
+}
+
+// TestUnwell: a cloud that is slow, asks for patience, breaks connections, or
+// answers what is no answer.
+func TestUnwell(t *testing.T) {
+	for name, test := range map[string]struct {
+		fault fakemanila.Fault
+		want  error // nil: it gets over it
+	}{
+		"429 with Retry-After":  {fakemanila.Fault{Path: "/shares", Status: http.StatusTooManyRequests, Times: 2, Header: map[string]string{"Retry-After": "0"}}, nil},
+		"503 of a listing":      {fakemanila.Fault{Method: "GET", Path: "/shares", Status: 503, Times: 2}, nil},
+		"503 of a creation":     {fakemanila.Fault{Method: "POST", Path: "/shares", Status: 503}, backend.ErrPending},
+		"500 of a creation":     {fakemanila.Fault{Method: "POST", Path: "/shares", Status: 500}, backend.ErrPending},
+		"cut, nothing made":     {fakemanila.Fault{Method: "POST", Path: "/shares", Cut: true}, backend.ErrPending},
+		"cut, all made":         {fakemanila.Fault{Method: "POST", Path: "/shares", Cut: true, After: true}, backend.ErrPending},
+		"a page instead":        {fakemanila.Fault{Method: "GET", Path: "/shares", Status: 200, Text: "<html>Welcome</html>"}, backend.ErrUnavailable},
+		"a proxy's 404":         {fakemanila.Fault{Method: "GET", Path: "/shares", Status: 404, Text: "<html>no such page</html>"}, backend.ErrUnavailable},
+		"a proxy's 502":         {fakemanila.Fault{Method: "GET", Path: "/shares", Status: 502, Text: "<html>Bad Gateway</html>"}, backend.ErrUnavailable},
+		"a quarter of a second": {fakemanila.Fault{Path: "/shares", Delay: 250 * time.Millisecond, Times: 3}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newCloud(t, fakemanila.Options{})
+			b := c.open()
+			c.Add(test.fault)
+			_, err := b.CreateShare(t.Context(), request("data"))
+			if test.want == nil && err != nil || test.want != nil && !errors.Is(err, test.want) {
+				t.Errorf("%v, want %v", err, test.want)
+			}
+			if err != nil && strings.Contains(err.Error(), "\n") {
+				t.Errorf("not one line: %q", err)
+			}
+			ok[*backend.Share](t)(b.CreateShare(t.Context(), request("data")))
+			if left := c.Counts(); !strings.HasPrefix(left, "1 shares") {
+				t.Errorf("there is %s", left)
+			}
+		})
+	}
+	// Down altogether.
+	c := newCloud(t, fakemanila.Options{})
+	b := c.open()
+	c.Close()
+	if _, err := b.Share(t.Context(), "x"); !errors.Is(err, backend.ErrUnavailable) {
+		t.Errorf("a cloud that is down: %v", err)
+	}
+	old := newCloud(t, fakemanila.Options{Microversion: "2.37"})
+	if _, err := Open(t.Context(), old.options()); !errors.Is(err, backend.ErrInvalid) || !strings.Contains(err.Error(), "2.45") {
+		t.Errorf("an old cloud: %v", err)
+	}
+}
+
+// TestBehindOurBack: what others do to a share.
+func TestBehindOurBack(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{})
+	b := c.open()
+	share := ok[*backend.Share](t)(b.CreateShare(t.Context(), request("data")))
+	set := func(change func(*fakemanila.Share)) {
+		c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+			change(shares[share.ID])
+		})
+	}
+	for _, status := range []string{"migrating", "ensuring", "backup_creating", "something_new"} {
+		set(func(s *fakemanila.Share) { s.Status = status })
+		if got, err := b.Share(t.Context(), share.ID); err != nil || got.Problem != "" {
+			t.Errorf("%s: %+v, %v", status, got, err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		_, err := b.CreateSnapshot(ctx, backend.CreateSnapshotRequest{Name: status, ShareID: share.ID, Role: backend.RoleUser})
+		cancel()
+		if !errors.Is(err, backend.ErrUnavailable) || !strings.Contains(err.Error(), status) {
+			t.Errorf("snapshot while %s: %v", status, err)
+		}
+	}
+	set(func(s *fakemanila.Share) { s.Status = "error" })
+	if got, err := b.Share(t.Context(), share.ID); err != nil || !strings.Contains(got.Problem, "error") {
+		t.Errorf("error: %+v, %v", got, err)
+	}
+	set(func(s *fakemanila.Share) { s.Status, s.Size = "available", 7 })
+	if got, err := b.Share(t.Context(), share.ID); err != nil || got.Size != 7*gib {
+		t.Errorf("extended by others: %+v, %v", got, err)
+	}
+	set(func(s *fakemanila.Share) { s.Status = "error_deleting" })
+	c.Add(fakemanila.Fault{Method: "DELETE", Path: share.ID, Status: 202, Times: 1})
+	if err := b.DeleteShare(t.Context(), share.ID); err == nil {
+		t.Error("a share that cannot be deleted is said to be gone")
+	}
+	if err := b.DeleteShare(t.Context(), share.ID); err != nil {
+		t.Errorf("and again: %v", err)
+	}
+	gone := ok[*backend.Share](t)(b.CreateShare(t.Context(), request("gone")))
+	c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+		delete(shares, gone.ID)
+	})
+	if err := b.DeleteShare(t.Context(), gone.ID); err != nil {
+		t.Error(err)
+	}
+	if _, err := b.Share(t.Context(), gone.ID); !errors.Is(err, backend.ErrNotFound) {
+		t.Errorf("deleted by others: %v", err)
+	}
+}
+
+// TestRules: one id a consumer and level; a rule that fails goes, and says why.
+func TestRules(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{Delay: slow})
+	b := c.open()
+	share := ok[*backend.Share](t)(b.CreateShare(t.Context(), request("data")))
+	snap := ok[*backend.Snapshot](t)(b.CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: "cut", ShareID: share.ID, Role: backend.RoleUser}))
+	rw := ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{ShareID: share.ID}, "writer"))
+	ro := ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{SnapshotID: snap.ID}, "reader"))
+	if rw.User == ro.User || c.keys.keys[rw.User] == "" || c.keys.keys[ro.User] == "" {
+		t.Errorf("users %q and %q, keys of %v", rw.User, ro.User, slices.Collect(maps.Keys(c.keys.keys)))
+	}
+	if !ro.ReadOnly || ro.Path != ".snap/_"+snap.ID+"_*" || ro.Way != wayDirectory || !slices.Contains(ro.Options, "fs=cephfs") {
+		t.Errorf("export of the snapshot: %+v", ro)
+	}
+	levels := map[string]string{}
+	c.Alter(func(_ map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, rules map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+		for _, r := range rules {
+			levels[r.To] = r.Level
+		}
+	})
+	if levels[rw.User] != "rw" || levels[ro.User] != "ro" || len(levels) != 2 {
+		t.Errorf("levels: %v", levels)
+	}
+	// Rules that do not come into effect.
+	set := func(state string) func() {
+		done, ended := make(chan bool), make(chan bool)
+		go func() {
+			defer close(ended)
+			for {
+				select {
+				case <-done:
+					return
+				case <-time.After(time.Millisecond):
+				}
+				c.Alter(func(_ map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, rules map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+					for _, r := range rules {
+						if r.To != rw.User && r.To != ro.User && r.State != "queued_to_deny" {
+							r.State = state
+						}
+					}
+				})
+			}
+		}()
+		return func() { close(done); <-ended }
+	}
+	stop := set("error")
+	c.Say(share.ID, "021", "access_to: the level is not supported")
+	_, err := b.Export(t.Context(), backend.Target{ShareID: share.ID}, "failing")
+	stop()
+	if !errors.Is(err, backend.ErrUnsupported) || !strings.Contains(err.Error(), "not supported") {
+		t.Errorf("a rule in error: %v", err)
+	}
+	stop = set("queued_to_apply")
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	_, err = b.Export(ctx, backend.Target{ShareID: share.ID}, "stuck")
+	cancel()
+	stop()
+	if !errors.Is(err, backend.ErrPending) {
+		t.Errorf("a rule that stays queued: %v", err)
+	}
+}
+
+// TestParameters: a class reaches Manila.
+func TestParameters(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{})
+	b := c.open()
+	req := request("data")
+	req.Zones = []string{"az-two", "az-one"}
+	req.Parameters = map[string]string{"autoTopology": "true", "appendShareMetadata": `{"team":"storage"}`, "cephfs-mounter": "fuse"}
+	share := ok[*backend.Share](t)(b.CreateShare(t.Context(), req))
+	x := ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{ShareID: share.ID}, "one"))
+	if share.Zone != "az-two" || !slices.Contains(x.Options, "mounter=fuse") {
+		t.Errorf("%+v, %+v", share, x)
+	}
+	c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+		if s := shares[share.ID]; s.Metadata["team"] != "storage" || s.Zone != "az-two" {
+			t.Errorf("%+v", s)
+		}
+	})
+	nfs := request("nfs")
+	nfs.Parameters = map[string]string{"type": "mountable", "protocol": "NFS", "access": "192.0.2.7"}
+	served := ok[*backend.Share](t)(b.CreateShare(t.Context(), nfs))
+	x = ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{ShareID: served.ID}, "two"))
+	if x.Protocol != "nfs" || len(x.Locations) != 2 || !strings.HasPrefix(x.Locations[0], "127.0.0.1:/") || strings.Contains(fmt.Sprint(x.Locations), "admin") {
+		t.Errorf("%+v", x)
+	}
+}
