@@ -191,13 +191,8 @@ func (s *site) launch(cmd *exec.Cmd, socket string) *driver {
 			s.t.Errorf("data race in abaca:\n%s", d.log)
 		}
 	})
-	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.t.Cleanup(func() { conn.Close() })
-	d.conn = conn
-	d.IdentityClient, d.ControllerClient, d.NodeClient = csi.NewIdentityClient(conn), csi.NewControllerClient(conn), csi.NewNodeClient(conn)
+	c := s.connect(socket)
+	d.conn, d.IdentityClient, d.ControllerClient, d.NodeClient = c.conn, c.IdentityClient, c.ControllerClient, c.NodeClient
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for {
@@ -213,6 +208,18 @@ func (s *site) launch(cmd *exec.Cmd, socket string) *driver {
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+}
+
+// connect is a client of whatever serves a socket.
+func (s *site) connect(socket string) *driver {
+	s.t.Helper()
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { conn.Close() })
+	return &driver{site: s, socket: socket, conn: conn, log: &tail{},
+		IdentityClient: csi.NewIdentityClient(conn), ControllerClient: csi.NewControllerClient(conn), NodeClient: csi.NewNodeClient(conn)}
 }
 
 // stop ends the driver and waits until it is gone.

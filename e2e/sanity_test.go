@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -29,22 +30,27 @@ func TestSanity(t *testing.T) {
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			s := newSite(t)
-			d := s.start()
-			report := s.path("sanity.json")
-			args := []string{"-test.run=^TestSanitySuite$", "-test.v", "-test.timeout=10m", "-ginkgo.json-report=" + report}
-			if part.focus != "" {
-				args = append(args, "-ginkgo.focus="+part.focus)
-			}
-			cmd := exec.Command(os.Args[0], args...)
-			cmd.Env = append(os.Environ(), roleVariable+"=sanity", sanityVariable+"="+part.class,
-				"ABACA_E2E_SOCKET="+d.socket, "ABACA_E2E_DIR="+s.path("sanity"))
-			out, err := cmd.CombinedOutput()
-			if err != nil {
-				t.Errorf("csi-sanity: %v\n%s", err, out)
-			}
-			checkSkips(t, report)
+			s.sanity(part.focus, part.class, s.start().socket, 64*mib)
 		})
 	}
+}
+
+// sanity runs the suite, or the part of it in focus, against a socket.
+func (s *site) sanity(focus, class, socket string, size int64) {
+	s.t.Helper()
+	report := s.path("sanity.json")
+	args := []string{"-test.run=^TestSanitySuite$", "-test.v", "-test.timeout=10m", "-ginkgo.json-report=" + report}
+	if focus != "" {
+		args = append(args, "-ginkgo.focus="+focus)
+	}
+	cmd := exec.Command(os.Args[0], args...)
+	cmd.Env = append(os.Environ(), roleVariable+"=sanity", sanityVariable+"="+class,
+		"ABACA_E2E_SOCKET="+socket, "ABACA_E2E_DIR="+s.path("sanity"), "ABACA_E2E_SIZE="+strconv.FormatInt(size, 10))
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		s.t.Errorf("csi-sanity: %v\n%s", err, out)
+	}
+	checkSkips(s.t, report)
 }
 
 // notOurs are the reasons for which csi-sanity may skip: what shares do not have
@@ -106,7 +112,11 @@ func TestSanitySuite(t *testing.T) {
 	c := sanity.NewTestConfig()
 	c.Address = "unix://" + os.Getenv("ABACA_E2E_SOCKET")
 	c.TargetPath, c.StagingPath = dir+"/target", dir+"/staging"
-	c.TestVolumeSize, c.TestVolumeExpandSize = 64*mib, 128*mib
+	size, err := strconv.ParseInt(os.Getenv("ABACA_E2E_SIZE"), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.TestVolumeSize, c.TestVolumeExpandSize = size, 2*size
 	c.TestSnapshotParameters = map[string]string{"type": class}
 	if class == "backup" {
 		c.TestSnapshotParameters["repository"] = "offsite"

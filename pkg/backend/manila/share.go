@@ -420,8 +420,21 @@ func (b *Backend) reap(ctx context.Context, s *share) error {
 	return b.removeShare(ctx, s)
 }
 
-// removeShare deletes a share and waits until it is gone.
+// removeShare deletes a share, waits until it is gone, and drops the keys of those
+// who held it.
 func (b *Backend) removeShare(ctx context.Context, s *share) error {
+	holders := s.holds()
+	if err := b.removeFromCloud(ctx, s); err != nil || b.o.Keys == nil {
+		return err
+	}
+	var err error
+	for consumer := range holders {
+		err = errors.Join(err, b.o.Keys.Delete(ctx, b.user(consumer)))
+	}
+	return err
+}
+
+func (b *Backend) removeFromCloud(ctx context.Context, s *share) error {
 	id := s.ID
 	for refusals := 0; s.Status != "deleting"; {
 		err := b.delete(ctx, "shares/"+id)
