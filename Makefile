@@ -9,18 +9,24 @@ DEMO    ?=
 export GOFLAGS := $(strip $(shell go env GOFLAGS 2>/dev/null) -buildvcs=false)
 export PATH := $(CURDIR)/bin:$(PATH)
 
-.PHONY: help build test demo bench lint image e2e mutations
+.PHONY: help build test demo demo-manila bench lint image e2e e2e-manila e2e-nfs mutations
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: bin/abaca bin/restic ## build bin/abaca and the pinned bin/restic (2 CPU minutes, once)
 
 test: deps-test bin/restic ## run all tests with the race detector (root; installs what it needs)
 	@go build -o bin/report ./test/report
-	@bin/report -skips hack/skips.txt -limit $(or $(LIMIT),24m) -- -race -count=1 -p 2 -timeout 20m ./...
+	@bin/report -skips hack/skips.txt -limit $(or $(LIMIT),28m) -- -race -count=1 -p 2 -timeout 25m ./...
 
 demo: deps-demo build ## share, snapshot, backup, change, backup, restore, compare, on the Go source tree (root; DEMO="--keep")
 	@bin/abaca demo $(DEMO)
+
+demo-manila: build ## the same on OpenStack Manila with CephFS (root, ceph-fuse; CLOUDS=clouds.yaml CLOUD=name TYPE=share-type)
+	@bin/abaca demo --clouds "$(CLOUDS)" --cloud "$(CLOUD)" --type "$(TYPE)" $(DEMO)
+
+e2e-manila: ## the backend's conformance suite against a real Manila (CLOUDS=clouds.yaml CLOUD=name; it makes and deletes shares)
+	ABACA_MANILA_CLOUDS="$(abspath $(CLOUDS))" ABACA_MANILA_CLOUD="$(CLOUD)" go test -count=1 -timeout 60m -v -run TestRealConformance ./pkg/backend/manila
 
 bench: deps-demo build ## measure Abaca against plain restic, side by side (root; a while)
 	@go run ./test/bench
@@ -35,10 +41,17 @@ mutations: deps-test bin/restic ## break the code once a promise, and see the te
 	@go run ./test/mutations
 
 e2e: deps-test bin/restic ## csi-sanity and the kill tests alone, in full words (root)
-	go test -count=1 -timeout 20m -v ./e2e/...
+	go test -count=1 -timeout 25m -v ./e2e/...
 
-.PHONY: deps-build deps-test deps-demo bin/abaca bin/restic
-deps-%:
+# Built here, run there: to compile in such a machine takes for ever.
+e2e-nfs: deps-e2e-nfs ## mount NFS, CIFS and CephFS with a kernel that can, in User-mode Linux (root; 5 minutes)
+	@go vet -tags servers ./pkg/mount
+	@CGO_ENABLED=0 go test -c -tags servers -o bin/mount.test ./pkg/mount
+	@e2e/vm/run -t 240 e2e/vm/servers bin/mount.test -test.v -test.run '^Test(NFS|CIFS)'
+	@e2e/vm/run -t 300 e2e/vm/ceph bin/mount.test -test.v -test.run '^TestCephFS$$'
+
+.PHONY: deps-build deps-test deps-demo deps-e2e-nfs bin/abaca bin/restic
+deps-build deps-test deps-demo deps-e2e-nfs: deps-%:
 	@hack/deps $*
 
 bin/abaca: deps-build

@@ -48,6 +48,26 @@ func TestRefusedStarts(t *testing.T) {
 	}
 }
 
+// TestManilaConfig: what can be wrong about a cloud in the configuration.
+func TestManilaConfig(t *testing.T) {
+	c, err := parseConfig([]byte("backends: [{name: m, manila: {clouds: /c.yaml, cloud: x}}, {name: l, local: {path: /l}}]"))
+	if err != nil || c.Backends[0].Manila.Cloud != "x" || c.Backends[0].Local != nil || c.Backends[1].Local.Path != "/l" {
+		t.Errorf("%+v, %v", c, err)
+	}
+	for text, words := range map[string]string{
+		"{name: m}": "either local or manila",
+		"{name: m, local: {path: /l}, manila: {clouds: /c, cloud: x}}": "either local or manila",
+		"{name: m, manila: {clouds: c.yaml, cloud: x}}":                "absolute path",
+		"{name: m, manila: {clouds: /c.yaml}}":                         "name of a cloud",
+		"{name: m, manila: {clouds: /c.yaml, cluod: x}}":               `"cloud"`,
+		"{name: m, manila: {clouds: /c.yaml, cloud: x, instance: 3}}":  "instance",
+	} {
+		if _, err := parseConfig([]byte("backends: [" + text + "]")); err == nil || !strings.Contains(err.Error(), words) {
+			t.Errorf("%s: %v does not speak of %s", text, err, words)
+		}
+	}
+}
+
 // TestRequiredFlagsAreMarked: the help says what must be given.
 func TestRequiredFlagsAreMarked(t *testing.T) {
 	for _, cmd := range newCommand().Commands() {

@@ -60,7 +60,12 @@ func testCephFS(t *testing.T, keys, location, user string, options ...string) {
 	must(t, m.Mount(ctx, src, dir+"/rw", false, nil))
 	wantMounts(t, dir+"/rw", 1, "rw")
 	id := fmt.Sprint(time.Now().UnixNano())
-	must(t, os.WriteFile(dir+"/rw/file", []byte("old "+id), 0o644))
+	f, err := os.Create(dir + "/rw/file")
+	must(t, err)
+	_, err = f.WriteString("old " + id)
+	must(t, err)
+	must(t, f.Sync()) // a snapshot holds what the cluster has
+	must(t, f.Close())
 	for _, s := range []string{"one_" + id, "two_1_" + id, "two_2_" + id} {
 		must(t, os.Mkdir(dir+"/rw/.snap/"+s, 0o755))
 		t.Cleanup(func() {

@@ -326,10 +326,15 @@ func (m *Mounter) takeOff(ctx context.Context, dir string, flags int) error {
 
 // brief is how long to wait when something must still be done before ctx ends.
 func (m *Mounter) brief(ctx context.Context) time.Duration {
+	return min(m.patience, left(ctx)/2)
+}
+
+// left is how much time there is until ctx ends.
+func left(ctx context.Context) time.Duration {
 	if end, ok := ctx.Deadline(); ok {
-		return min(m.patience, time.Until(end)/2)
+		return time.Until(end)
 	}
-	return m.patience
+	return time.Hour
 }
 
 // Prove implements [Interface]. With readOnly, no mount below dir may be

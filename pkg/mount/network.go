@@ -115,11 +115,11 @@ func (n *network) attach(ctx context.Context, dir string, target int, o options)
 	return failed
 }
 
-// try mounts one of left locations, which share the time there is.
-func (n *network) try(ctx context.Context, l location, left int, dir string, o options) error {
+// try mounts the first of some locations, which share the time there is.
+func (n *network) try(ctx context.Context, l location, share int, dir string, o options) error {
 	part, cancel := ctx, func() {}
-	if end, ok := ctx.Deadline(); ok && left > 1 {
-		part, cancel = context.WithTimeout(ctx, time.Until(end)/time.Duration(left))
+	if share > 1 {
+		part, cancel = context.WithTimeout(ctx, left(ctx)/time.Duration(share))
 	}
 	defer cancel()
 	err := l.mount(part, n.m, dir, o)

@@ -100,6 +100,7 @@ func TestLocations(t *testing.T) {
 		"nfs deleted":    {Source{Protocol: "nfs", Locations: []string{"a:/x"}, Path: "*/*/deleted"}, entry("nfs4", "a:/x/b//deleted", "/", ""), false},
 		"nfs host":       {Source{Protocol: "nfs", Locations: []string{"a:/x"}}, entry("nfs4", "c:/x", "/", ""), false},
 		"nfs export":     {Source{Protocol: "nfs", Locations: []string{"a:/x"}}, entry("nfs4", "a:/xy", "/", ""), false},
+		"nfs joined":     {Source{Protocol: "nfs", Locations: []string{"a:/x"}, Path: "y"}, entry("nfs4", "a:/xy", "/", ""), false},
 		"nfs type":       {Source{Protocol: "nfs", Locations: []string{"a:/x"}}, entry("tmpfs", "a:/x", "/", ""), false},
 		"cifs":           {Source{Protocol: "cifs", Locations: []string{`\\h\s`}}, entry("cifs", "//h/s", "/", ""), true},
 		"cifs below":     {Source{Protocol: "cifs", Locations: []string{"//h/s/"}, Path: "d"}, entry("smb3", "//h/s", "/d", ""), true},

@@ -47,9 +47,6 @@ type grammar struct {
 	secret map[string]string // what must not be given, and what to do instead
 }
 
-// everywhere are words of fstab that users write and that change nothing here.
-var everywhere = map[string]string{"_netdev": "", "defaults": ""}
-
 // wish puts together what the caller, the storage system and the user ask for:
 // always one of ro and rw; with ro, noatime, as field-guide D.4 wants it.
 func wish(g grammar, readOnly bool, src Source, flags []string) (options, error) {

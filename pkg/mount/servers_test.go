@@ -188,6 +188,18 @@ func TestNFS(t *testing.T) {
 		})
 	}
 	t.Run("any version", func(t *testing.T) { shared(t, onNFS("127.0.0.1", ""), nil, []string{"vers=4.2", "hard"}, cached) })
+	// Or the second would have the first one's options, and show its name.
+	t.Run("superblocks", func(t *testing.T) {
+		m, dir := onServers(t)
+		one, two := onNFS("127.0.0.1", ""), onNFS("127.1", "")
+		must(t, m.Mount(t.Context(), one, dir+"/one", false, nil))
+		must(t, m.Mount(t.Context(), one, dir+"/again", false, nil))
+		must(t, m.Mount(t.Context(), two, dir+"/two", false, nil))
+		must(t, m.Prove(t.Context(), dir+"/two", two, false))
+		if a, b := at(t, dir+"/one")[0], at(t, dir+"/again")[0]; a.Minor == b.Minor {
+			t.Fatalf("one superblock for %+v and %+v", a, b)
+		}
+	})
 	for _, host := range []string{"[::1]", "localhost"} {
 		t.Run(host, func(t *testing.T) {
 			m, dir := onServers(t)

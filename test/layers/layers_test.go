@@ -76,8 +76,6 @@ var wired = map[string]map[string]string{
 	"pkg/backend/local/image.go":     {"exec.CommandContext": "the one function that runs mkfs, losetup and btrfs"},
 	"pkg/restic/run.go":              {"exec.CommandContext": "asks a program for its version, before there is a Repository"},
 	"pkg/restic/repository.go":       {"exec.CommandContext": "the default of a field"},
-	"pkg/mount/cephfs.go":            {"time.Until": "a context's deadline is in real time"},
-	"pkg/mount/network.go":           {"time.Until": "a context's deadline is in real time"},
 	"pkg/mount/mounter.go":           {"exec.CommandContext": "the default of a field", "time.Until": "a context's deadline is in real time"},
 	"pkg/backup/inprocess/runner.go": {"exec.Command": "the mover process outlives the request that starts it"},
 	"cmd/abaca/serve.go":             {"time.Now": "wired into the driver, the engine and the runner"},
