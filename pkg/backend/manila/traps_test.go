@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -479,7 +480,8 @@ func TestBehindOurBack(t *testing.T) {
 
 // TestRules: one id a consumer and level; a rule that fails goes, and says why.
 func TestRules(t *testing.T) {
-	c := newCloud(t, fakemanila.Options{Delay: slow})
+	var hours atomic.Int64
+	c := newCloud(t, fakemanila.Options{Delay: func() time.Duration { return slow() + time.Duration(hours.Load())*time.Hour }})
 	b := c.open()
 	share := ok[*backend.Share](t)(b.CreateShare(t.Context(), request("data")))
 	snap := ok[*backend.Snapshot](t)(b.CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: "cut", ShareID: share.ID, Role: backend.RoleUser}))
@@ -500,40 +502,30 @@ func TestRules(t *testing.T) {
 	if levels[rw.User] != "rw" || levels[ro.User] != "ro" || len(levels) != 2 {
 		t.Errorf("levels: %v", levels)
 	}
-	// Rules that do not come into effect.
-	set := func(state string) func() {
-		done, ended := make(chan bool), make(chan bool)
-		go func() {
-			defer close(ended)
-			for {
-				select {
-				case <-done:
-					return
-				case <-time.After(time.Millisecond):
-				}
-				c.Alter(func(_ map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, rules map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-					for _, r := range rules {
-						if r.To != rw.User && r.To != ro.User && r.State != "queued_to_deny" {
-							r.State = state
-						}
+	// Rules that do not come into effect: nothing does for an hour.
+	hours.Store(1)
+	failing := b.user("failing")
+	go func() {
+		for done := false; !done && t.Context().Err() == nil; time.Sleep(time.Millisecond) {
+			c.Alter(func(_ map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, rules map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+				for _, r := range rules {
+					if r.To == failing {
+						r.State, done = "error", true
 					}
-				})
-			}
-		}()
-		return func() { close(done); <-ended }
-	}
-	stop := set("error")
+				}
+			})
+		}
+	}()
 	c.Say(share.ID, "021", "access_to: the level is not supported")
-	_, err := b.Export(t.Context(), backend.Target{ShareID: share.ID}, "failing")
-	stop()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second) // for the rule, which does not go either
+	_, err := b.Export(ctx, backend.Target{ShareID: share.ID}, "failing")
+	cancel()
 	if !errors.Is(err, backend.ErrUnsupported) || !strings.Contains(err.Error(), "not supported") {
 		t.Errorf("a rule in error: %v", err)
 	}
-	stop = set("queued_to_apply")
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	ctx, cancel = context.WithTimeout(t.Context(), 100*time.Millisecond)
 	_, err = b.Export(ctx, backend.Target{ShareID: share.ID}, "stuck")
 	cancel()
-	stop()
 	if !errors.Is(err, backend.ErrPending) {
 		t.Errorf("a rule that stays queued: %v", err)
 	}
