@@ -191,7 +191,7 @@ func TestNFS(t *testing.T) {
 	// Or the second would have the first one's options, and show its name.
 	t.Run("superblocks", func(t *testing.T) {
 		m, dir := onServers(t)
-		one, two := onNFS("127.0.0.1", ""), onNFS("127.1", "")
+		one, two := onNFS("127.0.0.1", ""), onNFS("nas", "")
 		must(t, m.Mount(t.Context(), one, dir+"/one", false, nil))
 		must(t, m.Mount(t.Context(), one, dir+"/again", false, nil))
 		must(t, m.Mount(t.Context(), two, dir+"/two", false, nil))
