@@ -200,7 +200,7 @@ func (b *Backend) hold(ctx context.Context, target backend.Target, consumer stri
 		if target.ShareID != "" && (s.deferred() || s.Status == "deleting") {
 			return backend.ErrNotFound
 		}
-		if target.SnapshotID != "" && s.Metadata[prefixDeleting+what] != "" {
+		if target.SnapshotID != "" && s.beingDeleted(what, b.o.Now().Add(-markAge)) {
 			return errUndecided
 		}
 		if target.SnapshotID != "" {
@@ -270,7 +270,12 @@ func (b *Backend) grant(ctx context.Context, s *share, consumer string) (*backen
 			}
 		}
 	case way == wayCopy:
-		made, err := b.CreateShare(ctx, backend.CreateShareRequest{Name: copyName(consumer), FromSnapshot: target.SnapshotID, Role: backend.RoleTemporary})
+		snap, err := b.findSnapshot(ctx, target.SnapshotID)
+		if err != nil {
+			return nil, err
+		}
+		made, err := b.CreateShare(ctx, backend.CreateShareRequest{Name: copyName(consumer), FromSnapshot: target.SnapshotID,
+			MinSize: snap.Size * gib, Role: backend.RoleTemporary})
 		if err != nil {
 			return nil, err
 		}

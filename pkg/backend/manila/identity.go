@@ -34,7 +34,7 @@ const (
 	prefixClass       = "abaca.class."       // and a parameter that counts later
 	prefixConsumer    = "abaca.consumer."    // and a consumer: its value is the instance
 	prefixHold        = "abaca.hold."        // and a consumer, a dot, and what it holds
-	prefixDeleting    = "abaca.deleting."    // and a snapshot: DeleteSnapshot is at work
+	prefixDeleting    = "abaca.deleting."    // and a snapshot, a dot, and a call of DeleteSnapshot: since when
 )
 
 // digest is 26 characters that stand for a text.

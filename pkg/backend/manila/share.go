@@ -189,7 +189,17 @@ func (b *Backend) finish(ctx context.Context, req backend.CreateShareRequest, s 
 		return nil, b.undo(ctx, s)
 	}
 	if s.Size < s.asked() {
-		if s, err = b.extend(ctx, s, s.asked()); err != nil {
+		clone := s
+		s, err = b.extend(ctx, s, s.asked())
+		for _, final := range []error{backend.ErrExhausted, backend.ErrUnsupported, backend.ErrInvalid} {
+			if errors.Is(err, final) { // it will not have the size, so it goes
+				if gone := b.removeShare(ctx, clone); gone != nil {
+					return nil, fmt.Errorf("%w: %s; and removing it: %s", backend.ErrPending, err, gone)
+				}
+				return nil, err
+			}
+		}
+		if err != nil {
 			return nil, pendingOr(err)
 		}
 	}

@@ -2,12 +2,14 @@ package manila
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
 )
@@ -179,11 +181,13 @@ func (b *Backend) DeleteSnapshot(ctx context.Context, id string) (err error) {
 		if err := b.holders(ctx, s); err != nil {
 			return err
 		}
-		if err := b.setMetadata(ctx, "shares/"+s.ShareID, map[string]string{prefixDeleting + id: b.o.Instance}); err != nil {
+		// The mark is this call's alone: one that withdraws must leave the others'.
+		mark := prefixDeleting + id + "." + rand.Text()[:12]
+		if err := b.setMetadata(ctx, "shares/"+s.ShareID, map[string]string{mark: b.o.Now().UTC().Format(time.RFC3339)}); err != nil {
 			return err
 		}
 		if err := b.holders(ctx, s); err != nil {
-			return errors.Join(err, b.dropMetadata(ctx, "shares/"+s.ShareID, prefixDeleting+id))
+			return errors.Join(err, b.dropMetadata(ctx, "shares/"+s.ShareID, mark))
 		}
 	}
 	if err := b.removeSnapshot(ctx, s); err != nil {
@@ -204,16 +208,38 @@ func (b *Backend) finishDeletion(ctx context.Context, shareID, id string) error 
 	if parent.deferred() {
 		return b.reap(ctx, parent)
 	}
-	return b.dropMetadata(ctx, "shares/"+shareID, prefixDeleting+id)
+	for key := range parent.Metadata {
+		if strings.HasPrefix(key, prefixDeleting+id+".") {
+			err = errors.Join(err, b.dropMetadata(ctx, "shares/"+shareID, key))
+		}
+	}
+	return err
 }
 
 // sweep finishes the deletion of a snapshot that is gone already.
 func (b *Backend) sweep(ctx context.Context, id string) error {
-	marked, err := b.listShares(ctx, map[string]string{prefixDeleting + id: b.o.Instance})
-	for _, s := range marked {
-		err = errors.Join(err, b.finishDeletion(ctx, s.ID, id))
+	all, err := b.ours(ctx)
+	for _, s := range all {
+		if s.deferred() || s.beingDeleted(id, time.Time{}) {
+			err = errors.Join(err, b.finishDeletion(ctx, s.ID, id))
+		}
 	}
 	return err
+}
+
+// markAge is how long a call may take from its mark to its request to delete: an
+// older mark is of a process that was killed in between.
+const markAge = 5 * time.Minute
+
+// beingDeleted says whether somebody has begun to delete a snapshot of the share,
+// after a time.
+func (s *share) beingDeleted(snapshot string, after time.Time) bool {
+	for key, value := range s.Metadata {
+		if since, err := time.Parse(time.RFC3339, value); strings.HasPrefix(key, prefixDeleting+snapshot+".") && (err != nil || since.After(after)) {
+			return true
+		}
+	}
+	return false
 }
 
 // holders returns ErrInUse while a consumer holds the snapshot.

@@ -106,6 +106,7 @@ func TestCutAtEveryRequest(t *testing.T) {
 						req.Parameters = map[string]string{"type": "mountable", "protocol": "NFS", "access": "192.0.2.0/24,2001:db8::1"}
 					}
 					if op.typ == "nfs" { // neither mountable nor with a directory
+						req.MinSize = 2 * gib
 						c.Alter(func(_ map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, types []*fakemanila.Type) {
 							for _, typ := range types {
 								delete(typ.Specs, "mount_snapshot_support")
@@ -300,6 +301,56 @@ func TestClone(t *testing.T) {
 			t.Errorf("the clone has %d bytes, Manila says %d GiB, and the storage %d", clone.Size, s.Size, s.Quota)
 		}
 	})
+}
+
+// TestCloneTooLarge: a clone that can never have its size is none.
+func TestCloneTooLarge(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{Gigabytes: 10})
+	b := c.open()
+	share := ok[*backend.Share](t)(b.CreateShare(t.Context(), request("data")))
+	req := request("clone")
+	req.FromSnapshot = ok[*backend.Snapshot](t)(b.CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: "cut", ShareID: share.ID, Role: backend.RoleUser})).ID
+	req.MinSize = 50 * gib
+	if _, err := b.CreateShare(t.Context(), req); !errors.Is(err, backend.ErrExhausted) {
+		t.Errorf("a clone beyond the quota: %v", err)
+	}
+	if left := c.Counts(); left != "1 shares, 1 snapshots, 0 rules" {
+		t.Errorf("there is %s", left)
+	}
+}
+
+// TestTwoDeletions: a deletion that withdraws leaves the mark of another one whose
+// request is on its way, so that nobody holds what is deleted.
+func TestTwoDeletions(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{})
+	one, two, three := c.open(), c.open(), c.open()
+	share := ok[*backend.Share](t)(one.CreateShare(t.Context(), request("data")))
+	snap := ok[*backend.Snapshot](t)(one.CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: "cut", ShareID: share.ID, Role: backend.RoleUser}))
+	marked := func() (found bool) {
+		c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+			for key := range shares[share.ID].Metadata {
+				found = found || strings.HasPrefix(key, prefixDeleting)
+			}
+		})
+		return found
+	}
+	c.Add(fakemanila.Fault{Method: "DELETE", Path: "/snapshots/", Delay: 2 * time.Second})
+	var group sync.WaitGroup
+	var deleted, exported error
+	group.Go(func() { deleted = one.DeleteSnapshot(t.Context(), snap.ID) })
+	for !marked() {
+		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(100 * time.Millisecond) // it has looked, and its request is on its way
+	c.Add(fakemanila.Fault{Method: "POST", Path: "/metadata", Body: prefixDeleting, Delay: 300 * time.Millisecond})
+	c.Add(fakemanila.Fault{Method: "DELETE", Path: "/metadata/" + prefixHold, Delay: 600 * time.Millisecond})
+	group.Go(func() { _ = three.DeleteSnapshot(t.Context(), snap.ID) })
+	time.Sleep(100 * time.Millisecond)
+	group.Go(func() { _, exported = two.Export(t.Context(), backend.Target{SnapshotID: snap.ID}, "reader") })
+	group.Wait()
+	if _, err := one.Snapshot(t.Context(), snap.ID); (err == nil) != (exported == nil) || (err != nil) != (deleted == nil) {
+		t.Errorf("deleting: %v, exporting: %v, and looking for it: %v", deleted, exported, err)
+	}
 }
 
 // TestStrangers: what this driver has not made is neither seen nor touched, and
