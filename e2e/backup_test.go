@@ -289,6 +289,7 @@ func TestVanishedRepository(t *testing.T) {
 	put(t, d.publish(data, writers), "file", "text\n")
 	d.unpublish(data)
 	first := d.snapshot(backupRequest("first", data.GetVolumeId()))
+	s.calm() // its record would answer for the repository
 	if err := os.Rename(s.path("offsite"), s.path("unmounted")); err != nil {
 		t.Fatal(err)
 	}
