@@ -11,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+
+	"github.com/abaca-csi/abaca/pkg/record"
 )
 
 // Dir is such a directory. All methods may be called from any goroutine, and
@@ -46,26 +48,10 @@ func (d *Dir) Put(_ context.Context, id, key string) error {
 	if old, err := os.ReadFile(path); err == nil && string(old) == key {
 		return nil
 	}
-	if err := replace(d.path, path, key); err != nil {
+	if err := record.Replace(path, []byte(key), true); err != nil {
 		return fmt.Errorf("keep the key of %s: %w", id, err)
 	}
 	return nil
-}
-
-func replace(dir, path, content string) error {
-	f, err := os.CreateTemp(dir, ".new-*") // with mode 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.WriteString(content)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return syncDir(dir)
 }
 
 // Delete removes the key of a user. One that is not there is nil.
@@ -78,19 +64,10 @@ func (d *Dir) Delete(_ context.Context, id string) error {
 		return nil
 	}
 	if err == nil {
-		err = syncDir(d.path)
+		err = record.SyncDir(d.path)
 	}
 	if err != nil {
 		return fmt.Errorf("remove the key of %s: %w", id, err)
 	}
 	return nil
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

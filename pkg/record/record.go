@@ -1,4 +1,5 @@
-// Package record keeps small JSON files that survive a kill at any point.
+// Package record keeps small files, most of them JSON, that survive a kill at any
+// point.
 package record
 
 import (
@@ -20,13 +21,18 @@ func Read(path string, into any) error {
 	return nil
 }
 
-// Write replaces a file in one step, with mode 0600. It survives a kill of the
-// process; if lasting, a crash of the machine too.
+// Write replaces a file by v as JSON; see Replace.
 func Write(path string, v any, lasting bool) error {
 	b, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
 		return err
 	}
+	return Replace(path, b, lasting)
+}
+
+// Replace replaces a file in one step, with mode 0600. It survives a kill of the
+// process; if lasting, a crash of the machine too.
+func Replace(path string, b []byte, lasting bool) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
 	if err != nil {
 		return err

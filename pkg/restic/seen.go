@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/abaca-csi/abaca/pkg/record"
 )
 
 // seen is a file that says that a repository was at its location. Without it a
@@ -39,17 +41,7 @@ func (s seen) mark() error {
 	if _, err := os.Stat(string(s)); err == nil {
 		return nil
 	}
-	f, err := os.OpenFile(string(s), os.O_CREATE|os.O_WRONLY, 0o600)
-	if err == nil {
-		err = errors.Join(f.Sync(), f.Close())
-	}
-	if err == nil {
-		var dir *os.File
-		if dir, err = os.Open(filepath.Dir(string(s))); err == nil {
-			err = errors.Join(dir.Sync(), dir.Close())
-		}
-	}
-	if err != nil {
+	if err := record.Replace(string(s), nil, true); err != nil {
 		return fmt.Errorf("remember the repository: %w", err)
 	}
 	return nil

@@ -29,7 +29,7 @@ const module = "github.com/abaca-csi/abaca/"
 var ours = map[string][]string{
 	// Small tools that know nothing of shares.
 	"pkg/busy":    {},
-	"pkg/keys":    {},
+	"pkg/keys":    {"pkg/record"},
 	"pkg/nearest": {},
 	"pkg/record":  {},
 
@@ -40,10 +40,10 @@ var ours = map[string][]string{
 	"pkg/backend/local":       {"pkg/backend"},
 	"pkg/backend/manila":      {"pkg/backend"},
 	"pkg/mount":               {"pkg/nearest"},
-	"pkg/restic":              {"pkg/nearest"},
+	"pkg/restic":              {"pkg/nearest", "pkg/record"},
 
-	"pkg/mover":            {"pkg/mount", "pkg/nearest", "pkg/restic"},
-	"pkg/backup":           {"pkg/backend", "pkg/busy", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/restic"},
+	"pkg/mover":            {"pkg/mount", "pkg/nearest", "pkg/record", "pkg/restic"},
+	"pkg/backup":           {"pkg/backend", "pkg/busy", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/record", "pkg/restic"},
 	"pkg/backup/inprocess": {"pkg/backend", "pkg/backup", "pkg/busy", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/record", "pkg/restic"},
 	"pkg/csi":              {"pkg/backend", "pkg/backup", "pkg/busy", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/record", "pkg/restic"},
 }
