@@ -168,23 +168,31 @@ func metadataOf(v any) map[string]string {
 	return out
 }
 
+// badMetadata says what Manila has against some metadata; empty if nothing.
+func badMetadata(m map[string]string) string {
+	for k, v := range m {
+		switch {
+		case k == "":
+			return "Metadata property key is blank."
+		case v == "":
+			return "Metadata property value is blank."
+		case len(k) > 255:
+			return "Metadata property key is greater than 255 characters."
+		case len(v) > 1023:
+			return "Metadata property value is greater than 1023 characters."
+		}
+	}
+	return ""
+}
+
 func (c *call) createShare() answer {
 	req, _ := c.body["share"].(map[string]any)
 	size, _ := req["size"].(float64)
 	source := c.snapshots[text(req, "snapshot_id")]
 	t := c.typeOf(text(req, "share_type"))
 	metadata := metadataOf(req["metadata"])
-	for k, v := range metadata {
-		switch {
-		case k == "":
-			return refuse(400, "Metadata property key is blank.")
-		case v == "":
-			return refuse(400, "Metadata property value is blank.")
-		case len(k) > 255:
-			return refuse(400, "Metadata property key is greater than 255 characters.")
-		case len(v) > 1023:
-			return refuse(400, "Metadata property value is greater than 1023 characters.")
-		}
+	if wrong := badMetadata(metadata); wrong != "" {
+		return refuse(400, "%s", wrong)
 	}
 	switch {
 	case len(text(req, "name")) > 255:
@@ -471,17 +479,8 @@ func (c *call) setMetadata() answer {
 		return refuse(404, "The resource could not be found.")
 	}
 	given := metadataOf(c.body["metadata"])
-	for k, v := range given {
-		switch {
-		case k == "":
-			return refuse(400, "Metadata property key is blank.")
-		case v == "":
-			return refuse(400, "Metadata property value is blank.")
-		case len(k) > 255:
-			return refuse(400, "Metadata property key is greater than 255 characters.")
-		case len(v) > 1023:
-			return refuse(400, "Metadata property value is greater than 1023 characters.")
-		}
+	if wrong := badMetadata(given); wrong != "" {
+		return refuse(400, "%s", wrong)
 	}
 	if c.r.Method == "PUT" {
 		clear(m)

@@ -143,9 +143,7 @@ func (b *Backend) negotiate(ctx context.Context) (int, error) {
 	root, _, _ := strings.Cut(b.client.Endpoint, "/v2")
 	var answer struct {
 		Versions []struct {
-			ID         string
-			Version    string
-			MinVersion string `json:"min_version"`
+			Version string
 		}
 	}
 	// Some versions answer "multiple choices".
@@ -214,8 +212,9 @@ func late(ctx context.Context) error {
 type poller struct {
 	mu      sync.Mutex
 	waiting int
-	listed  time.Time
-	shares  map[string]*share
+	// The last listing; whoever has the lock "listing" may read and write it.
+	listed time.Time
+	shares map[string]*share
 }
 
 // await looks at a share until done says so, with growing pauses, and returns it
@@ -231,11 +230,11 @@ func (b *Backend) await(ctx context.Context, id string, done func(*share) bool) 
 	}()
 	for p := (pause{b: b}); ; {
 		s, err := b.glance(ctx, id, p.next())
-		if errors.Is(err, backend.ErrUnavailable) && p.patient() {
-			err = nil // it may be back in a moment
-		} else if err != nil {
+		switch {
+		case errors.Is(err, backend.ErrUnavailable) && p.patient(): // it may be back in a moment
+		case err != nil:
 			return nil, err
-		} else if s == nil || done(s) {
+		case s == nil || done(s):
 			return s, nil
 		}
 		if err := p.sleep(ctx); err != nil {
@@ -248,14 +247,21 @@ func (b *Backend) await(ctx context.Context, id string, done func(*share) bool) 
 // for, one listing of at most the given age answers for all.
 func (b *Backend) glance(ctx context.Context, id string, age time.Duration) (*share, error) {
 	b.polls.mu.Lock()
-	defer b.polls.mu.Unlock()
-	if b.polls.waiting < 3 {
+	alone := b.polls.waiting < 3
+	b.polls.mu.Unlock()
+	if alone {
 		s, err := b.getShare(ctx, id)
 		if errors.Is(err, backend.ErrNotFound) {
 			return nil, nil
 		}
 		return s, err
 	}
+	// One lists and the others wait, each no longer than its own time.
+	unlock, err := b.busy.lock(ctx, "listing")
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	if b.o.Now().Sub(b.polls.listed) >= age {
 		all, err := b.ours(ctx)
 		if err != nil {
@@ -300,7 +306,8 @@ func (p *pause) sleep(ctx context.Context) error {
 	}
 }
 
-// deadlineMargin is what is left of a caller's time for the answer.
+// deadlineMargin is what must be left of a caller's time for a request that is sent
+// again.
 const deadlineMargin = 100 * time.Millisecond
 
 // gib is Manila's unit of sizes, in bytes.

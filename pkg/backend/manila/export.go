@@ -52,11 +52,10 @@ func (s *share) holds() map[string]string {
 	return all
 }
 
-func (s *share) target(consumer string) backend.Target { return targetOf(s.ID, s.holds()[consumer]) }
-
-func targetOf(share, what string) backend.Target {
+func (s *share) target(consumer string) backend.Target {
+	what := s.holds()[consumer]
 	if what == holdsShare {
-		return backend.Target{ShareID: share}
+		return backend.Target{ShareID: s.ID}
 	}
 	return backend.Target{SnapshotID: what}
 }

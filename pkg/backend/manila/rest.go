@@ -195,7 +195,8 @@ func (b *Backend) exportPaths(ctx context.Context, share string) ([]exportPath, 
 	var answer struct {
 		Paths []exportPath `json:"export_locations"`
 	}
-	return answer.Paths, errors.Join(b.get(ctx, "shares/"+url.PathEscape(share)+"/export_locations", &answer))
+	err := b.get(ctx, "shares/"+url.PathEscape(share)+"/export_locations", &answer)
+	return answer.Paths, err
 }
 
 func (b *Backend) snapshotPaths(ctx context.Context, snapshot string) ([]exportPath, error) {
@@ -257,7 +258,7 @@ const retries = 3
 // nothing, is sent again when Manila says, if the caller has so much time.
 func (b *Backend) at(ctx context.Context, method, url string, body, into any, ok ...int) error {
 	for try := 1; ; try++ {
-		// gophercloud decodes numbers into what is given.
+		// Decoded here, as JSON that does not fit is trouble of the cloud's too.
 		var raw json.RawMessage
 		o := &gophercloud.RequestOpts{JSONBody: body, OkCodes: ok}
 		if into != nil {

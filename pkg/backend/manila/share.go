@@ -446,33 +446,51 @@ func (b *Backend) removeShare(ctx context.Context, s *share) error {
 
 func (b *Backend) removeFromCloud(ctx context.Context, s *share) error {
 	id := s.ID
-	for refusals := 0; s.Status != "deleting"; {
-		err := b.delete(ctx, "shares/"+id)
-		refused := (*apiError)(nil)
-		switch {
-		case err == nil:
-			s.Status = "deleting"
-			continue
-		case errors.Is(err, backend.ErrNotFound):
-			return nil
-		case !errors.As(err, &refused) || refused.status != http.StatusForbidden && refused.status != http.StatusConflict:
-			return err
+	refused, err := b.discard(ctx, "shares/"+id, s.Status, func() (string, error) {
+		now, err := b.await(ctx, id, func(s *share) bool { return settled(s.Status) })
+		if now == nil {
+			return "", err
 		}
-		// Is something else being done to it, or has somebody else deleted it?
-		now, nerr := b.await(ctx, id, func(s *share) bool { return stateOf(s.Status) != passing || s.Status == "deleting" })
-		if nerr != nil || now == nil {
-			return nerr
-		}
-		if refusals++; now.Status != "deleting" && refusals > 1 {
-			return fmt.Errorf("%w: Manila does not delete it%s: %w", backend.ErrInUse, b.lockedBy(ctx, id), withoutKind(refused))
-		}
-		s = now
+		return now.Status, err
+	})
+	if refused != nil {
+		return fmt.Errorf("%w: Manila does not delete it%s: %w", backend.ErrInUse, b.lockedBy(ctx, id), withoutKind(refused))
 	}
-	s, err := b.await(ctx, id, func(s *share) bool { return s.Status != "deleting" && stateOf(s.Status) == failed })
+	if err != nil {
+		return err
+	}
+	s, err = b.await(ctx, id, func(s *share) bool { return s.Status != "deleting" && stateOf(s.Status) == failed })
 	if err != nil || s == nil {
 		return err
 	}
 	return why("Manila could not delete the share, which is in the state "+s.Status, b.complaint(ctx, id))
+}
+
+// settled says whether nothing is being done to an object, but for its deletion.
+func settled(status string) bool { return stateOf(status) != passing || status == "deleting" }
+
+// discard has Manila begin to delete what is at a path, unless its status says that
+// it has. After a refusal look waits until the object is settled, and returns its
+// status, empty when it is gone; a second refusal is returned.
+func (b *Backend) discard(ctx context.Context, path, status string, look func() (string, error)) (*apiError, error) {
+	for refusals := 0; status != "deleting" && status != ""; {
+		err := b.delete(ctx, path)
+		refused := (*apiError)(nil)
+		switch {
+		case err == nil, errors.Is(err, backend.ErrNotFound):
+			return nil, nil
+		case !errors.As(err, &refused) || refused.status != http.StatusForbidden && refused.status != http.StatusConflict:
+			return nil, err
+		}
+		// Is something else being done to it, or has somebody else deleted it?
+		if status, err = look(); err != nil {
+			return nil, err
+		}
+		if refusals++; status != "deleting" && status != "" && refusals > 1 {
+			return refused, nil
+		}
+	}
+	return nil, nil
 }
 
 // withoutKind is a refusal that the caller knows how to classify.

@@ -263,26 +263,19 @@ func (b *Backend) holders(ctx context.Context, s *snapshot) error {
 
 // removeSnapshot deletes a snapshot and waits until it is gone.
 func (b *Backend) removeSnapshot(ctx context.Context, s *snapshot) error {
-	for refusals := 0; s.Status != "deleting"; {
-		err := b.delete(ctx, "snapshots/"+s.ID)
-		refused := (*apiError)(nil)
-		switch {
-		case err == nil:
-			s.Status = "deleting"
-			continue
-		case errors.Is(err, backend.ErrNotFound):
-			return nil
-		case !errors.As(err, &refused) || refused.status != http.StatusForbidden && refused.status != http.StatusConflict:
-			return err
+	status := s.Status
+	refused, err := b.discard(ctx, "snapshots/"+s.ID, status, func() (string, error) {
+		now, err := b.awaitSnapshot(ctx, s.ID, func(s *snapshot) bool { return settled(s.Status) })
+		if status = ""; now != nil {
+			status = now.Status
 		}
-		now, nerr := b.awaitSnapshot(ctx, s.ID, func(s *snapshot) bool { return stateOf(s.Status) != passing || s.Status == "deleting" })
-		if nerr != nil || now == nil {
-			return nerr
-		}
-		if refusals++; now.Status != "deleting" && refusals > 1 {
-			return fmt.Errorf("%w: Manila does not delete it in the state %s: %w", backend.ErrUnavailable, now.Status, withoutKind(refused))
-		}
-		s = now
+		return status, err
+	})
+	if refused != nil {
+		return fmt.Errorf("%w: Manila does not delete it in the state %s: %w", backend.ErrUnavailable, status, withoutKind(refused))
+	}
+	if err != nil {
+		return err
 	}
 	gone, err := b.awaitSnapshot(ctx, s.ID, func(s *snapshot) bool { return s.Status == "error_deleting" })
 	if err != nil || gone == nil {
