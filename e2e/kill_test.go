@@ -21,8 +21,12 @@ import (
 func commandOf(name string, args ...string) *exec.Cmd { return exec.Command(name, args...) }
 
 // restic runs plain restic on the site's repository.
-func (s *site) restic(args ...string) (string, error) {
+func (s *site) restic(args ...string) (string, error) { return s.resticIn("", args...) }
+
+// resticIn is restic in a directory.
+func (s *site) resticIn(dir string, args ...string) (string, error) {
 	cmd := exec.Command(restic, args...)
+	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "RESTIC_REPOSITORY="+s.path("offsite"), "RESTIC_PASSWORD=correct horse", "RESTIC_CACHE_DIR="+s.path("cache"))
 	out, err := cmd.Output()
 	return string(out), err

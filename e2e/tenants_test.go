@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -165,9 +164,6 @@ func TestHostileContents(t *testing.T) {
 	// restore is put under.
 	craft := s.path("craft")
 	victim := s.path("victim")
-	if err := os.MkdirAll(filepath.Join(craft, "honest"), 0o755); err != nil {
-		t.Fatal(err)
-	}
 	if err := os.Mkdir(victim, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -187,10 +183,8 @@ func TestHostileContents(t *testing.T) {
 		if out, err := s.restic("forget", "--tag", "abaca.backup="+id, "--unsafe-allow-remove-all"); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
-		cmd := exec.Command(restic, append([]string{"backup", "--host", "x", "--tag", "abaca.backup=" + id, "--tag", "abaca.volume=" + mine.GetVolumeId(), "--"}, ls(at)...)...)
-		cmd.Dir = at
-		cmd.Env = append(os.Environ(), "RESTIC_REPOSITORY="+s.path("offsite"), "RESTIC_PASSWORD=correct horse", "RESTIC_CACHE_DIR="+s.path("cache"))
-		if out, err := cmd.CombinedOutput(); err != nil {
+		args := []string{"backup", "--host", "x", "--tag", "abaca.backup=" + id, "--tag", "abaca.volume=" + mine.GetVolumeId(), "--"}
+		if out, err := s.resticIn(at, append(args, ls(at)...)...); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
 		// Calls go on as an orchestrator's would, for a while.
