@@ -9,7 +9,7 @@ DEMO    ?=
 export GOFLAGS := $(strip $(shell go env GOFLAGS 2>/dev/null) -buildvcs=false)
 export PATH := $(CURDIR)/bin:$(PATH)
 
-.PHONY: help build test demo demo-manila bench lint image e2e e2e-manila e2e-nfs mutations
+.PHONY: help build test demo demo-manila bench bench-manila lint image e2e e2e-manila e2e-nfs mutations
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -30,6 +30,9 @@ e2e-manila: ## the backend's conformance suite against a real Manila (CLOUDS=clo
 
 bench: deps-demo build ## measure Abaca against plain restic, side by side (root; a while)
 	@go run ./test/bench
+
+bench-manila: deps-demo build ## the same beside manila-csi, on a simulated Manila, or CLOUDS=clouds.yaml CLOUD=name TYPE=share-type (20 minutes)
+	@go run ./test/bench -only manila $(if $(CLOUDS),-clouds "$(CLOUDS)" -cloud "$(CLOUD)" -type "$(TYPE)") $(if $(AT),-at $(AT))
 
 lint: ## gofmt, go vet, staticcheck, go mod tidy: all clean
 	@hack/lint

@@ -62,13 +62,16 @@ func (s *site) createVolume(ctx context.Context, name string, size int64, snapsh
 	req := &csi.CreateVolumeRequest{Name: name, CapacityRange: &csi.CapacityRange{RequiredBytes: size}}
 	if snapshot != "" {
 		v.mode = readers
-		req.VolumeContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{
-			Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: snapshot}}}
+		req.VolumeContentSource = snapshotSource(snapshot)
 	}
 	req.VolumeCapabilities = []*csi.VolumeCapability{v.capability()}
 	resp, err := again(ctx, func() (*csi.CreateVolumeResponse, error) { return s.controller.CreateVolume(ctx, req) })
 	v.id, v.context = resp.GetVolume().GetVolumeId(), resp.GetVolume().GetVolumeContext()
 	return v, err
+}
+
+func snapshotSource(id string) *csi.VolumeContentSource {
+	return &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: id}}}
 }
 
 // publish stages and publishes a volume. Its directory is <somewhere>/data.

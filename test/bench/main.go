@@ -2,9 +2,13 @@
 // what can be compared it measures side by side in the same run.
 //
 //	bench [-files N] [-runs N] [-only PARTS] [-out FILE] [-bin DIR]
+//	bench -only manila [-clouds FILE -cloud NAME -type TYPE] [-at N,N] [-bin DIR]
 //
 // It needs root, and bin/abaca and bin/restic. The exit code is 0 only if all
 // was measured and every target is met.
+//
+// The part manila is measured only if it is asked for: it compares Abaca with
+// manila-csi, on a simulated cloud or on a real one.
 package main
 
 import (
@@ -31,6 +35,8 @@ var parts = []struct {
 	{"rate", measureRate}, // last: it leaves many volumes behind
 }
 
+const manilaPart = "manila" // see measureManila
+
 var errMissed = errors.New("a target is missed")
 
 // bench is one run.
@@ -44,14 +50,26 @@ type bench struct {
 func main() {
 	files := flag.Int("files", 100_000, "how many `files` the tree has that is backed up")
 	runs := flag.Int("runs", 5, "how many `times` each thing is measured")
-	only := flag.String("only", "", "the `parts` to measure, separated by commas: "+partNames())
+	only := flag.String("only", "", "the `parts` to measure, separated by commas: "+partNames()+"; or "+manilaPart)
 	out := flag.String("out", "", "a Markdown `file` into which the tables go, between its markers")
 	bin := flag.String("bin", "bin", "the `directory` with abaca and restic")
+	cloud := cloudOptions{}
+	flag.StringVar(&cloud.file, "clouds", "", "a clouds.yaml `file` with a real cloud; empty for a simulated one")
+	flag.StringVar(&cloud.name, "cloud", "", "its `name` in that file")
+	flag.StringVar(&cloud.shareType, "type", "", "the `share type`, of CephFS shares; empty for the cloud's default")
+	flag.StringVar(&cloud.at, "at", "1,8,16", "how many volumes are made at once, in one run after the other")
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *files, *runs, *only, *out, *bin); err != nil {
+	err := error(nil)
+	if *only == manilaPart {
+		cloud.bin = *bin
+		err = measureManila(ctx, cloud)
+	} else {
+		err = run(ctx, *files, *runs, *only, *out, *bin)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -62,7 +80,7 @@ func partNames() string {
 	for _, p := range parts {
 		names = append(names, p.name)
 	}
-	return strings.Join(names, ",")
+	return strings.Join(names, ",") // and manilaPart, by itself
 }
 
 func run(ctx context.Context, files, runs int, only, out, bin string) (err error) {

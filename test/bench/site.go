@@ -12,13 +12,9 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"syscall"
 	"time"
 
-	"github.com/container-storage-interface/spec/lib/go/csi"
 	"golang.org/x/sys/unix"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/abaca-csi/abaca/pkg/backend/local"
 	"github.com/abaca-csi/abaca/pkg/backup/inprocess"
@@ -34,15 +30,9 @@ const (
 type site struct {
 	dir     string
 	size    int64 // of the btrfs image, which is sparse
-	cmd     *exec.Cmd
-	ended   chan struct{} // closed when the driver has ended
-	conn    *grpc.ClientConn
+	*plugin       // once it is started
 	volumes map[string]*volume // those that are mounted, by handle
-
-	identity   csi.IdentityClient
-	controller csi.ControllerClient
-	node       csi.NodeClient
-	web        string // where the driver tells its status
+	web     string             // where the driver tells its status
 }
 
 // newSite makes a site with copies of the programs, so that a build that goes
@@ -106,50 +96,14 @@ func noRace(program string) error {
 
 // start starts the driver and waits until it serves.
 func (s *site) start(ctx context.Context) error {
-	socket := s.path("csi.sock")
 	port, err := freePort()
 	if err != nil {
 		return err
 	}
 	s.web = "http://" + port
-	cmd := exec.Command(s.path("bin", "abaca"), "standalone", "--endpoint", "unix://"+socket, "--config", s.path("config.yaml"),
-		"--repositories", s.path("repositories"), "--node-id", nodeID, "--http-endpoint", port)
-	// A file and not a pipe, which the movers inherit and keep open.
-	log, err := os.Create(s.path("log"))
-	if err != nil {
-		return err
-	}
-	defer log.Close()
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // the terminal's Ctrl-C is for the bench
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	s.cmd, s.ended = cmd, make(chan struct{})
-	go func() {
-		_ = cmd.Wait()
-		close(s.ended)
-	}()
-	if s.conn, err = grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials())); err != nil {
-		return err
-	}
-	s.identity, s.controller, s.node = csi.NewIdentityClient(s.conn), csi.NewControllerClient(s.conn), csi.NewNodeClient(s.conn)
-	for until := time.Now().Add(time.Minute); ; {
-		if _, err = s.identity.Probe(ctx, &csi.ProbeRequest{}); err == nil {
-			return nil
-		}
-		s.conn.ResetConnectBackoff()
-		select {
-		case <-s.ended:
-			return fmt.Errorf("abaca standalone ended at once\n%s", s.lastLog())
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(50 * time.Millisecond):
-		}
-		if time.Now().After(until) {
-			return fmt.Errorf("abaca standalone does not answer: %w\n%s", err, s.lastLog())
-		}
-	}
+	s.plugin, err = startPlugin(ctx, s.path("csi.sock"), s.path("log"), s.path("bin", "abaca"), "standalone", "--endpoint", "unix://"+s.path("csi.sock"),
+		"--config", s.path("config.yaml"), "--repositories", s.path("repositories"), "--node-id", nodeID, "--http-endpoint", port)
+	return err
 }
 
 // addRepository configures a repository.
@@ -189,7 +143,7 @@ func (s *site) settle(ctx context.Context) error {
 // clean takes down all that a run, wherever it ended, can have left.
 func (s *site) clean(ctx context.Context) error {
 	var errs []error
-	if s.cmd != nil {
+	if s.plugin != nil {
 		for _, v := range s.volumes {
 			errs = append(errs, s.unpublish(ctx, v))
 		}
@@ -210,21 +164,6 @@ func (s *site) clean(ctx context.Context) error {
 		errs = append(errs, fmt.Errorf("still mounted: %s", strings.Join(left, ", ")))
 	}
 	return errors.Join(errs...)
-}
-
-func (s *site) stop() error {
-	if s.conn != nil {
-		s.conn.Close()
-	}
-	_ = s.cmd.Process.Signal(syscall.SIGTERM)
-	select {
-	case <-s.ended:
-		return nil
-	case <-time.After(30 * time.Second):
-		_ = s.cmd.Process.Kill()
-		<-s.ended
-		return errors.New("abaca standalone did not end by itself and was killed")
-	}
 }
 
 // detach unmounts the image, which a driver leaves mounted by design.
@@ -257,11 +196,4 @@ func machine() string {
 	_ = unix.Sysinfo(&info)
 	return fmt.Sprintf("%d cores (%s), %d GiB of memory, Linux %s, %s", runtime.NumCPU(), runtime.GOARCH,
 		(uint64(info.Totalram)*uint64(info.Unit)+1<<29)>>30, unix.ByteSliceToString(u.Release[:]), runtime.Version())
-}
-
-// lastLog is the end of the driver's log.
-func (s *site) lastLog() string {
-	b, _ := os.ReadFile(s.path("log"))
-	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
-	return strings.Join(lines[max(0, len(lines)-10):], "\n")
 }

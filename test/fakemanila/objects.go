@@ -355,6 +355,9 @@ func (c *call) shareAction() answer {
 	if req, ok := c.body["deny_access"].(map[string]any); ok {
 		return c.deny(text(req, "access_id"), func(r *Rule) bool { return r.ShareID == s.ID })
 	}
+	if _, ok := c.body["access_list"]; ok && !c.since(45) { // what listRules has replaced
+		return c.rulesOf(s.ID)
+	}
 	if req, ok := c.body["extend"].(map[string]any); ok {
 		size, _ := req["new_size"].(float64)
 		switch {
@@ -433,6 +436,10 @@ func (c *call) listRules() answer {
 	if c.shares[share] == nil {
 		return refuse(400, "Share %s not found.", share)
 	}
+	return c.rulesOf(share)
+}
+
+func (c *call) rulesOf(share string) answer {
 	var all []*Rule
 	for _, r := range c.rules {
 		if r.ShareID == share && r.SnapshotID == "" {

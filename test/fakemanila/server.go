@@ -332,22 +332,29 @@ type tokenBody struct {
 	body any
 }
 
+func (c *call) versions() any {
+	return map[string]any{"versions": []any{map[string]any{"id": "v2.0", "status": "CURRENT", "version": c.o.Microversion,
+		"min_version": "2.0", "links": []any{map[string]any{"rel": "self", "href": c.http.URL + "/v2/"}}}}}
+}
+
 func (c *call) answer(version string) answer {
 	c.advance()
 	path := strings.Trim(c.r.URL.Path, "/")
 	switch {
 	case path == "v3/auth/tokens" && c.r.Method == http.MethodPost:
 		return c.token()
-	case path == "" || path == "v2" && c.r.Method == http.MethodGet && version == "":
-		return answer{200, map[string]any{"versions": []any{map[string]any{"id": "v2.0", "status": "CURRENT", "version": c.o.Microversion,
-			"min_version": "2.0", "links": []any{map[string]any{"rel": "self", "href": c.http.URL + "/v2/"}}}}}}
+	case path == "":
+		return answer{300, c.versions()}
 	}
-	rest, ok := strings.CutPrefix(path, "v2/")
+	rest, ok := strings.CutPrefix(path+"/", "v2/")
+	rest = strings.TrimSuffix(rest, "/")
 	if !ok {
 		return answer{404, "<html>\n <head>\n  <title>404 Not Found</title>\n </head>\n</html>\n"}
 	}
 	if end, known := c.tokens[c.r.Header.Get("X-Auth-Token")]; !known || time.Now().After(end) {
 		return refuse(401, "The request you have made requires authentication.")
+	} else if rest == "" {
+		return answer{200, c.versions()}
 	}
 	if version == "" {
 		version = "2.0"
