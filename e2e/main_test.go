@@ -390,8 +390,12 @@ func (d *driver) publish(v *csi.Volume, mode csi.VolumeCapability_AccessMode_Mod
 	if err := os.MkdirAll(staging, 0o755); err != nil {
 		d.site.t.Fatal(err)
 	}
+	published, err := d.ControllerPublishVolume(d.ctx(), &csi.ControllerPublishVolumeRequest{VolumeId: v.GetVolumeId(), NodeId: nodeID, VolumeCapability: capability(mode)})
+	if err != nil {
+		d.site.t.Fatalf("publish to the node: %v", err)
+	}
 	if _, err := d.NodeStageVolume(d.ctx(), &csi.NodeStageVolumeRequest{VolumeId: v.GetVolumeId(), StagingTargetPath: staging,
-		VolumeCapability: capability(mode), VolumeContext: v.GetVolumeContext()}); err != nil {
+		VolumeCapability: capability(mode), VolumeContext: v.GetVolumeContext(), PublishContext: published.GetPublishContext()}); err != nil {
 		d.site.t.Fatalf("stage: %v", err)
 	}
 	if _, err := d.NodePublishVolume(d.ctx(), &csi.NodePublishVolumeRequest{VolumeId: v.GetVolumeId(), StagingTargetPath: staging,
@@ -409,6 +413,9 @@ func (d *driver) unpublish(v *csi.Volume) {
 	}
 	if _, err := d.NodeUnstageVolume(d.ctx(), &csi.NodeUnstageVolumeRequest{VolumeId: v.GetVolumeId(), StagingTargetPath: d.site.path("node", name, "staging")}); err != nil {
 		d.site.t.Fatalf("unstage: %v", err)
+	}
+	if _, err := d.ControllerUnpublishVolume(d.ctx(), &csi.ControllerUnpublishVolumeRequest{VolumeId: v.GetVolumeId(), NodeId: nodeID}); err != nil {
+		d.site.t.Fatalf("unpublish from the node: %v", err)
 	}
 }
 

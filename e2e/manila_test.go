@@ -51,6 +51,10 @@ func (b bound) Export(ctx context.Context, t backend.Target, consumer string) (*
 	return b.bind(b.Backend.Export(ctx, t, consumer))
 }
 
+func (b bound) Grant(ctx context.Context, consumer string, node backend.Node, readOnly bool) (*backend.Export, error) {
+	return b.bind(b.Backend.Grant(ctx, consumer, node, readOnly))
+}
+
 func (b bound) ExportOf(ctx context.Context, consumer string) (*backend.Export, error) {
 	return b.bind(b.Backend.ExportOf(ctx, consumer))
 }
@@ -85,6 +89,7 @@ func newCloudSite(t *testing.T) (*site, *driver, *fakemanila.Server) {
 		Mounts: mount.New(), StagedDir: s.path("state", "staged"), Now: time.Now,
 		Backups: &backup.Engine{
 			Backends: backends, Repositories: repositories, Now: time.Now, Tick: 100 * time.Millisecond,
+			Node: backend.Node{Name: nodeID},
 			Runner: &inprocess.Runner{Dir: s.path("state", "movers"), Repositories: repositories, Now: time.Now,
 				Command: []string{program, "mover"}, Keys: store.Path()},
 		},

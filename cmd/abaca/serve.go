@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -44,6 +45,7 @@ type serveOptions struct {
 	endpoint, httpEndpoint string
 	config, repositories   string
 	nodeID, zone, stateDir string
+	addresses              []string
 	restic                 string
 	anyRestic, checkRestic bool
 }
@@ -59,6 +61,7 @@ func newServeCommand(name, short string, controller, node bool) *cobra.Command {
 	f.StringVar(&o.httpEndpoint, "http-endpoint", "", "where /metrics, /healthz and /status listen, such as :9090; empty for nowhere")
 	f.StringVar(&o.config, "config", "", "the file with the backends")
 	f.StringVar(&o.nodeID, "node-id", "", "the name of this node")
+	f.StringSliceVar(&o.addresses, "node-address", nil, "the IP `addresses` by which storage systems see this node, for those that let nodes in by address")
 	f.StringVar(&o.zone, "zone", "", "the zone that this node is in, for backends that have zones; empty for none")
 	f.StringVar(&o.stateDir, "state-dir", "", "where the records of staged volumes and of movers are kept (default: state below the path of the first local backend, or "+defaultState+")")
 	must(cmd, "endpoint", "config", "node-id")
@@ -102,6 +105,10 @@ func (o serveOptions) run(ctx context.Context) error {
 	if err := o.check(ctx); err != nil {
 		return err
 	}
+	addresses, err := o.nodeAddresses()
+	if err != nil {
+		return err
+	}
 	if o.stateDir == "" {
 		o.stateDir = defaultState
 		if i := slices.IndexFunc(c.Backends, func(b backendConfig) bool { return b.Local != nil }); i >= 0 {
@@ -109,7 +116,7 @@ func (o serveOptions) run(ctx context.Context) error {
 		}
 	}
 	driver := &csi.Driver{
-		Version: version, Controller: o.controller, Node: o.node, NodeID: o.nodeID, Zone: o.zone,
+		Version: version, Controller: o.controller, Node: o.node, NodeID: o.nodeID, Addresses: addresses, Zone: o.zone,
 		Backends: map[string]backend.Backend{}, DefaultBackend: c.Backends[0].Name,
 		Mounts: mount.New(mount.Options{Keys: o.keys()}), Metrics: metrics.NewCSIMetricsManagerForPlugin(csi.DriverName), Now: time.Now,
 	}
@@ -133,7 +140,7 @@ func (o serveOptions) run(ctx context.Context) error {
 		return err
 	}
 	if o.repositories != "" {
-		if driver.Backups, err = o.engine(driver.Backends); err != nil {
+		if driver.Backups, err = o.engine(driver.Backends, backend.Node{Name: o.nodeID, Addresses: addresses}); err != nil {
 			return err
 		}
 	}
@@ -184,6 +191,18 @@ func (o serveOptions) manila(ctx context.Context, c *manilaConfig) (backend.Back
 	return manila.Open(ctx, manila.Options{CloudsFile: c.Clouds, Cloud: c.Cloud, Instance: c.Instance, Keys: store, Now: time.Now})
 }
 
+func (o serveOptions) nodeAddresses() ([]netip.Addr, error) {
+	var all []netip.Addr
+	for _, text := range o.addresses {
+		a, err := netip.ParseAddr(text)
+		if err != nil || a.Zone() != "" || a.IsUnspecified() {
+			return nil, fmt.Errorf("--node-address %q is not the IP address of a node", text)
+		}
+		all = append(all, a)
+	}
+	return all, nil
+}
+
 // labelValue is what a topology segment may be (CSI spec 1.13, "Topology").
 var labelValue = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9._-]{0,61}[a-zA-Z0-9])?$`)
 
@@ -217,7 +236,7 @@ func (o *serveOptions) check(ctx context.Context) error {
 
 // engine sets the backups up: repositories from a directory, movers as child
 // processes of this program.
-func (o serveOptions) engine(backends map[string]backend.Backend) (*backup.Engine, error) {
+func (o serveOptions) engine(backends map[string]backend.Backend, node backend.Node) (*backup.Engine, error) {
 	if info, err := os.Stat(o.repositories); err != nil || !info.IsDir() {
 		return nil, fmt.Errorf("--repositories %s is not a directory", o.repositories)
 	}
@@ -237,7 +256,7 @@ func (o serveOptions) engine(backends map[string]backend.Backend) (*backup.Engin
 		return nil, err
 	}
 	return &backup.Engine{
-		Backends: backends, Repositories: repositories, Now: time.Now, Tick: time.Second,
+		Backends: backends, Repositories: repositories, Now: time.Now, Tick: time.Second, Node: node,
 		Runner: &inprocess.Runner{Dir: movers, Repositories: repositories, Now: time.Now,
 			Command: []string{self, "mover"}, Keys: o.keys()},
 	}, nil

@@ -128,11 +128,11 @@ type Node struct {
 	Addresses []netip.Addr
 }
 
-// Granter is a backend that may have to be told of each node that mounts an
-// export before it lets the node in.
+// Granter is a backend that has to be told of each node that mounts an export
+// before it lets the node in.
 type Granter interface {
-	// Grant lets a node mount what the consumer holds, and returns the export
-	// when it can. The grant lasts until Revoke or Unexport. Granting again is
+	// Grant lets a node mount what the consumer holds, and returns the export, as
+	// this node is to mount it, when it can. The grant lasts until Revoke or Unexport. Granting again is
 	// nil; a writer's grant after a reader's raises the level. Where a storage
 	// system knows one level for a node and a share, the highest one that any
 	// consumer's grant needs is in effect. ErrNotFound when the consumer holds
@@ -196,8 +196,8 @@ type Share struct {
 	Name string
 	// Size is the most that can be written into the share, in bytes.
 	Size int64
-	// Zone is the only zone in which the share can be used; empty for any.
-	Zone string
+	// Node and Zone are the only ones on which the share can be used; empty for any.
+	Node, Zone string
 	// CreatedAt is the storage system's time, and never changes.
 	CreatedAt    time.Time
 	FromSnapshot string

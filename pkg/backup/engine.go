@@ -53,6 +53,9 @@ type Engine struct {
 	Repositories Repositories
 	Runner       Runner
 	Now          func() time.Time
+	// Node is the machine that movers run on, as storage systems see it; its name
+	// is empty where an orchestrator publishes to the movers what they mount.
+	Node backend.Node
 	// Tick is how often Run looks after the jobs.
 	Tick time.Duration
 
@@ -193,9 +196,8 @@ func (e *Engine) begin(ctx context.Context, req Request, parent *mover.Parent) (
 			},
 		},
 	}
-	export, err := b.Export(ctx, backend.Target{SnapshotID: snap.ID}, job.Consumer)
+	job.Task.Source, err = e.Export(ctx, b, backend.Target{SnapshotID: snap.ID}, job.Consumer, true)
 	if err == nil {
-		job.Task.Source = Source(export)
 		err = e.Runner.Start(ctx, job, always)
 	}
 	if err != nil {
@@ -218,6 +220,18 @@ func (e *Engine) begin(ctx context.Context, req Request, parent *mover.Parent) (
 // holds it, on the storage system.
 func temporaryName(id string) string { return "backup/" + id }
 func consumerOf(id string) string    { return "backup-" + id }
+
+// Export has a mover hold what it reads or fills, and lets it in.
+func (e *Engine) Export(ctx context.Context, b backend.Backend, target backend.Target, consumer string, readOnly bool) (mount.Source, error) {
+	export, err := b.Export(ctx, target, consumer)
+	if g, ok := b.(backend.Granter); ok && err == nil && e.Node.Name != "" {
+		export, err = g.Grant(ctx, consumer, e.Node, readOnly)
+	}
+	if err != nil {
+		return mount.Source{}, err
+	}
+	return Source(export), nil
+}
 
 // Source is a backend's export as package mount wants it.
 func Source(x *backend.Export) mount.Source {

@@ -36,6 +36,7 @@ var toCode = []struct {
 	{backend.ErrUnavailable, codes.Unavailable},
 	{backend.ErrInvalid, codes.InvalidArgument},
 	{backend.ErrNotFound, codes.NotFound},
+	{errOtherNode, codes.FailedPrecondition},
 	{backend.ErrConflict, codes.AlreadyExists},
 	{backend.ErrInUse, codes.FailedPrecondition},
 	{backend.ErrExhausted, codes.ResourceExhausted},

@@ -74,7 +74,7 @@ func (d *Driver) NodeStageVolume(ctx context.Context, req *csi.NodeStageVolumeRe
 	st, err := d.stagedAt(req.GetVolumeId(), path)
 	if err != nil || d.Mounts.Prove(ctx, path, st.Source, false) != nil {
 		st = staged{Volume: req.GetVolumeId(), Path: path}
-		if st.Source, err = d.source(ctx, u.volume, req.GetPublishContext()); err != nil {
+		if st.Source, err = d.source(ctx, u, req.GetPublishContext()); err != nil {
 			return nil, err
 		}
 		if err := record.Write(d.stagedFile(st.Volume, path), st, true); err != nil {
@@ -259,13 +259,16 @@ func (d *Driver) NodeGetVolumeHealth(ctx context.Context, req *csi.NodeGetVolume
 	return &csi.NodeGetVolumeHealthResponse{VolumeHealth: health}, nil
 }
 
+// self is this node.
+func (d *Driver) self() backend.Node { return backend.Node{Name: d.NodeID, Addresses: d.Addresses} }
+
 // NodeGetInfo names the node, and what volumes are bound to it by.
 func (d *Driver) NodeGetInfo(context.Context, *csi.NodeGetInfoRequest) (*csi.NodeGetInfoResponse, error) {
 	segments := map[string]string{TopologyKey: d.NodeID}
 	if d.Zone != "" {
 		segments[ZoneKey] = d.Zone
 	}
-	return &csi.NodeGetInfoResponse{NodeId: NodeID(backend.Node{Name: d.NodeID, Addresses: d.Addresses}), AccessibleTopology: &csi.Topology{Segments: segments}}, nil
+	return &csi.NodeGetInfoResponse{NodeId: NodeID(d.self()), AccessibleTopology: &csi.Topology{Segments: segments}}, nil
 }
 
 // NodeGetCapabilities says what the node service can do. Shares grow by the

@@ -3,6 +3,7 @@ package csi
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -74,17 +75,12 @@ func (d *Driver) ControllerPublishVolume(ctx context.Context, req *csi.Controlle
 	if err != nil {
 		return nil, err
 	}
-	export, err := exported(ctx, b, u.volume)
+	export, err := granted(ctx, b, u.volume, node, u.readOnly)
+	if errors.Is(err, errOtherNode) {
+		err = fmt.Errorf("%w: %w", backend.ErrNotFound, err) // for this volume there is no such node
+	}
 	if err != nil {
 		return nil, err
-	}
-	if export.Node != "" && export.Node != node.Name {
-		return nil, fmt.Errorf("%s can be used on node %q only, not on %q: %w", u.volume, export.Node, node.Name, backend.ErrNotFound)
-	}
-	if g, ok := b.(backend.Granter); ok {
-		if export, err = g.Grant(ctx, export.Consumer, node, u.readOnly); err != nil {
-			return nil, fmt.Errorf("let node %s in to volume %s: %w", node.Name, u.volume, err)
-		}
 	}
 	text, err := json.Marshal(export)
 	if err != nil {

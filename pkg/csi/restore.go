@@ -38,7 +38,7 @@ func (d *Driver) createFromBackup(ctx context.Context, c creation, s Snapshot) (
 		if err := engine.EndRestore(ctx, restoreID(share)); err != nil {
 			return nil, err
 		}
-		return d.answerShare(ctx, c, share)
+		return answerShare(c, share), nil
 	}
 	if share == nil {
 		if share, err = d.draftFor(ctx, c, engine, s); err != nil {
@@ -46,7 +46,7 @@ func (d *Driver) createFromBackup(ctx context.Context, c creation, s Snapshot) (
 		}
 	}
 	restore, target := restoreID(share), backend.Target{ShareID: share.ID}
-	export, err := c.backend.Export(ctx, target, restore)
+	at, err := engine.Export(ctx, c.backend, target, restore, false)
 	if err != nil {
 		return nil, err
 	}
@@ -60,7 +60,7 @@ func (d *Driver) createFromBackup(ctx context.Context, c creation, s Snapshot) (
 	}
 	st, err := d.awaitRestore(ctx, engine, backup.RestoreRequest{
 		ID: restore, Repository: s.Repository, Backup: s.Backup, Volume: Volume{Backend: c.backendName, Share: share.ID}.String(),
-		Name: c.name, Target: backup.Source(export), Wanted: draft})
+		Name: c.name, Target: at, Wanted: draft})
 	if errors.Is(err, backup.ErrFailed) || errors.Is(err, backend.ErrExhausted) {
 		// Final: the orchestrator may never come back, so nothing stays.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTimeout)
@@ -85,7 +85,7 @@ func (d *Driver) createFromBackup(ctx context.Context, c creation, s Snapshot) (
 	if err := engine.EndRestore(ctx, restore); err != nil {
 		return nil, err
 	}
-	return d.answerShare(ctx, c, share)
+	return answerShare(c, share), nil
 }
 
 // errNoDraft asks the orchestrator to call again, and see what the share is now.

@@ -68,11 +68,11 @@ const exportKey = "export"
 // backend asks it; a node that is no controller gets the answer in the publish
 // context, which only the controller writes. A volume context is not believed: whoever can
 // write one could name another's share.
-func (d *Driver) source(ctx context.Context, v Volume, published map[string]string) (mount.Source, error) {
-	export := &backend.Export{}
+func (d *Driver) source(ctx context.Context, u use, published map[string]string) (mount.Source, error) {
+	v, export := u.volume, &backend.Export{}
 	var err error
 	if b := d.Backends[v.Backend]; b != nil {
-		export, err = exported(ctx, b, v)
+		export, err = granted(ctx, b, v, d.self(), u.readOnly)
 	} else if text, ok := published[exportKey]; !ok || d.Controller {
 		err = fmt.Errorf("backend %q is not configured here, and the publish context has no export; was the volume published to this node? %w", v.Backend, backend.ErrInvalid)
 	} else if err = json.Unmarshal([]byte(text), export); err != nil || export.Target != v.Target() {
@@ -81,10 +81,38 @@ func (d *Driver) source(ctx context.Context, v Volume, published map[string]stri
 	if err != nil {
 		return mount.Source{}, err
 	}
-	if export.Node != "" && export.Node != d.NodeID {
-		return mount.Source{}, fmt.Errorf("%s can be used on node %q only, and this is %q: %w", v, export.Node, d.NodeID, backend.ErrUnsupported)
+	if err := usableOn(v, export, d.NodeID); err != nil {
+		return mount.Source{}, err
 	}
 	return backup.Source(export), nil
+}
+
+// granted lets a node in to a volume, where the backend wants to be told, and
+// returns its export.
+func granted(ctx context.Context, b backend.Backend, v Volume, node backend.Node, readOnly bool) (*backend.Export, error) {
+	export, err := exported(ctx, b, v)
+	if err != nil {
+		return nil, err
+	}
+	if err := usableOn(v, export, node.Name); err != nil {
+		return nil, err
+	}
+	if g, ok := b.(backend.Granter); ok {
+		if export, err = g.Grant(ctx, export.Consumer, node, readOnly); err != nil {
+			return nil, fmt.Errorf("let node %s in to volume %s: %w", node.Name, v, err)
+		}
+	}
+	return export, nil
+}
+
+// errOtherNode: a volume is bound to a node, and this is another.
+var errOtherNode = errors.New("it is on another node")
+
+func usableOn(v Volume, export *backend.Export, node string) error {
+	if export.Node != "" && export.Node != node {
+		return fmt.Errorf("%s can be used on node %q only, and not on %q: %w", v, export.Node, node, errOtherNode)
+	}
+	return nil
 }
 
 // exported asks the backend for the volume's export as it is now.

@@ -44,7 +44,9 @@ func (d *Driver) describe(ctx context.Context, b backend.Backend, v Volume) (sta
 	if held.Target != v.Target() {
 		return state{}, fmt.Errorf("volume %s: %w", v, backend.ErrNotFound)
 	}
-	return describeReference(v, snapshot), nil
+	s := describeReference(v, snapshot)
+	s.volume.VolumeContext = wayContext(held.Way)
+	return s, nil
 }
 
 func describeShareVolume(v Volume, share *backend.Share) state {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
+	"k8s.io/klog/v2"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
 )
@@ -190,21 +191,16 @@ func (c *creation) holding(source string, size int64) error {
 
 // createEmpty makes a share with nothing in it.
 func (d *Driver) createEmpty(ctx context.Context, c creation) (*csi.CreateVolumeResponse, error) {
-	share, err := c.existing(ctx)
+	if c.min == 0 {
+		if c.min = defaultSize; c.max > 0 {
+			c.min = min(c.min, c.max)
+		}
+	}
+	share, err := c.makeShare(ctx, backend.CreateShareRequest{})
 	if err != nil {
 		return nil, err
 	}
-	if share == nil {
-		if c.min == 0 {
-			if c.min = defaultSize; c.max > 0 {
-				c.min = min(c.min, c.max)
-			}
-		}
-		if share, err = c.makeShare(ctx, backend.CreateShareRequest{}); err != nil {
-			return nil, err
-		}
-	}
-	return d.answerShare(ctx, c, share)
+	return answerShare(c, share), nil
 }
 
 // existing returns the share that bears the volume's name, or nil.
@@ -246,21 +242,26 @@ func (c creation) makeShare(ctx context.Context, req backend.CreateShareRequest)
 	return c.backend.CreateShare(ctx, req)
 }
 
-// answerShare exports the share for its volume and describes the volume.
-func (d *Driver) answerShare(ctx context.Context, c creation, share *backend.Share) (*csi.CreateVolumeResponse, error) {
-	export, err := c.backend.Export(ctx, backend.Target{ShareID: share.ID}, c.consumer())
-	if err != nil {
-		return nil, fmt.Errorf("export volume %q: %w", c.name, err)
-	}
-	return answer(c, Volume{Backend: c.backendName, Share: share.ID}, share.Size, topology(export.Node, share.Zone)), nil
+// answerShare describes the volume that a share is. It is exported when a node
+// is to mount it.
+func answerShare(c creation, share *backend.Share) *csi.CreateVolumeResponse {
+	return answer(c, Volume{Backend: c.backendName, Share: share.ID}, share.Size, topology(share.Node, share.Zone), "")
 }
 
-func answer(c creation, v Volume, size int64, where []*csi.Topology) *csi.CreateVolumeResponse {
-	volume := &csi.Volume{VolumeId: v.String(), CapacityBytes: size, AccessibleTopology: where}
+func answer(c creation, v Volume, size int64, where []*csi.Topology, way string) *csi.CreateVolumeResponse {
+	volume := &csi.Volume{VolumeId: v.String(), CapacityBytes: size, AccessibleTopology: where, VolumeContext: wayContext(way)}
 	if c.source != "" {
 		volume.ContentSource = contentSource(c.source)
 	}
 	return &csi.CreateVolumeResponse{Volume: volume}
+}
+
+// wayContext tells people how a snapshot is shown. Nobody reads it back.
+func wayContext(way string) map[string]string {
+	if way == "" {
+		return nil
+	}
+	return map[string]string{"snapshotWay": way}
 }
 
 // topology says where a volume can be used: on one node, in one zone, or
@@ -350,7 +351,7 @@ func (d *Driver) createFromSnapshot(ctx context.Context, c creation, id string) 
 			return nil, err
 		}
 	}
-	return d.answerShare(ctx, c, share)
+	return answerShare(c, share), nil
 }
 
 // createReference makes a snapshot volume: nothing but a durable hold on the
@@ -371,7 +372,8 @@ func (d *Driver) createReference(ctx context.Context, c creation, snapshot *back
 	if err != nil {
 		return nil, fmt.Errorf("hold snapshot %s for volume %q: %w", snapshot.ID, c.name, err)
 	}
-	return answer(c, Volume{Backend: c.backendName, Snapshot: snapshot.ID, Consumer: c.consumer()}, c.min, topology(export.Node, snapshot.Zone)), nil
+	klog.FromContext(ctx).V(1).Info("Snapshot is shown", "name", c.name, "snapshotID", snapshot.ID, "way", export.Way)
+	return answer(c, Volume{Backend: c.backendName, Snapshot: snapshot.ID, Consumer: c.consumer()}, c.min, topology(export.Node, snapshot.Zone), export.Way), nil
 }
 
 // createFromVolume goes by way of a temporary snapshot: a snapshot volume keeps
@@ -416,7 +418,7 @@ func (d *Driver) createFromVolume(ctx context.Context, c creation, id string) (*
 	if err := c.backend.DeleteSnapshot(ctx, share.FromSnapshot); err != nil {
 		return nil, err
 	}
-	return d.answerShare(ctx, c, share)
+	return answerShare(c, share), nil
 }
 
 // temporaryName names the snapshot that is cut for one volume alone.

@@ -239,7 +239,9 @@ func (c contender) volume(ctx context.Context, p *plugin, name, snapshot string,
 	if snapshot != "" {
 		req.VolumeContentSource = snapshotSource(snapshot)
 	}
-	resp, err := patiently(ctx, limit, func(ctx context.Context) (*csi.CreateVolumeResponse, error) { return p.controller.CreateVolume(ctx, req) })
+	resp, err := patiently(ctx, limit, func(ctx context.Context) (*csi.CreateVolumeResponse, error) {
+		return p.controller.CreateVolume(ctx, req)
+	})
 	if err != nil {
 		return err
 	}

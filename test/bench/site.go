@@ -29,8 +29,8 @@ const (
 // site is a directory with all that a run has, and the driver that works in it.
 type site struct {
 	dir     string
-	size    int64 // of the btrfs image, which is sparse
-	*plugin       // once it is started
+	size    int64              // of the btrfs image, which is sparse
+	*plugin                    // once it is started
 	volumes map[string]*volume // those that are mounted, by handle
 	web     string             // where the driver tells its status
 }

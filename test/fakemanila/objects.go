@@ -84,6 +84,7 @@ func init() {
 		{"DELETE", "shares/*/metadata/*", 0, (*call).deleteMetadata},
 		{"GET", "share-access-rules", 45, (*call).listRules},
 		{"GET", "share-access-rules/*", 45, (*call).getRule},
+		{"PUT", "share-access-rules/*", 88, (*call).updateRule},
 		{"POST", "snapshots", 0, (*call).createSnapshot},
 		{"GET", "snapshots", 0, (*call).listSnapshots},
 		{"GET", "snapshots/detail", 0, (*call).listSnapshots},
@@ -459,6 +460,27 @@ func (c *call) getRule() answer {
 		return answer{200, map[string]any{"access": describeRule(r)}}
 	}
 	return refuse(404, "Share access rule %s not found.", c.path[1])
+}
+
+func (c *call) updateRule() answer {
+	r := c.rules[c.path[1]]
+	req, _ := c.body["update_access"].(map[string]any)
+	level := text(req, "access_level")
+	switch {
+	case r == nil || r.SnapshotID != "":
+		return refuse(404, "Share access rule %s not found.", c.path[1])
+	case level != "ro" && level != "rw":
+		return refuse(400, "Invalid or unsupported share access level: %s.", level)
+	}
+	if r.Level != level {
+		r.Level, r.State = level, "queued_to_update"
+		c.later(func() {
+			if c.rules[r.ID] == r && r.State == "queued_to_update" {
+				r.State = "active"
+			}
+		})
+	}
+	return answer{200, map[string]any{"access": describeRule(r)}}
 }
 
 // metadata is that of the share or snapshot of the path.

@@ -65,6 +65,10 @@ var mutations = []mutation{
 		"if len(places) > 0 {", "if false {", "./pkg/backend/local", "TestDeleteMounted"},
 	{"a held snapshot is not deleted", "pkg/backend/local/snapshot.go",
 		"if err != nil || len(holders) == 0 {", "if true {", "./pkg/backend/local", "TestConformance"},
+	{"a node that was let in stays in", "pkg/backend/manila/access.go",
+		"if !s.leaving(g, b.o.Now().Add(-leavingAge)) {", "if true {", "./pkg/backend/manila", "TestGrantMeetsRevoke"},
+	{"an access rule goes with the last that needs it", "pkg/backend/manila/access.go",
+		"slices.ContainsFunc(needed.accesses, func(n access) bool { return n.to == a.to })", "len(needed.accesses) < 0", "./pkg/backend/manila", "TestNodes"},
 	{"one name is one backup", "pkg/backup/engine.go",
 		"if b.ID == req.ID {", "if false {", "./pkg/backup", "TestOneNameInTwoRepositories"},
 }

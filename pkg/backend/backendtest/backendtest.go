@@ -51,6 +51,7 @@ var tests = []struct {
 	{"contents", testContents},
 	{"export", testExport},
 	{"hold", testHold},
+	{"grant", testGrant},
 	{"page", testPage},
 	{"again", testAgain},
 	{"reopen", testReopen},

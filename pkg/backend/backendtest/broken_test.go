@@ -109,6 +109,9 @@ var mutants = []struct {
 	{"shows the share in a snapshot", always(func(b backend.Backend) backend.Backend { return showsShare{b} }),
 		[]string{"contents"}},
 
+	{"lets nodes in to what nobody holds", always(func(b backend.Backend) backend.Backend { return letsIn{b} }),
+		[]string{"grant"}},
+
 	{"reports nonsense", always(func(b backend.Backend) backend.Backend { return nonsense{b} }),
 		[]string{"capacity", "usage"}},
 }
@@ -190,6 +193,14 @@ func TestEveryTopicCanFail(t *testing.T) {
 		}
 	}
 }
+
+type letsIn struct{ backend.Backend }
+
+func (b letsIn) Grant(_ context.Context, consumer string, _ backend.Node, _ bool) (*backend.Export, error) {
+	return &backend.Export{Consumer: consumer}, nil
+}
+
+func (b letsIn) Revoke(context.Context, string, string) error { return nil }
 
 type createsTwice struct{ backend.Backend }
 

@@ -1,6 +1,7 @@
 package backendtest
 
 import (
+	"net/netip"
 	"strings"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
@@ -85,4 +86,43 @@ func testHold(s *suite) {
 	s.ok(s.b.Unexport(s.ctx, ofSnapshot(snapshot), "two"))
 	s.is(errOf(s.b.Export(s.ctx, ofSnapshot(snapshot), "two")), backend.ErrNotFound)
 	s.is(s.b.DeleteSnapshot(s.ctx, other.ID), backend.ErrInUse)
+}
+
+// testGrant: a backend that is told of nodes lets them in to what is held, and to
+// nothing else, for as long as it is.
+func testGrant(s *suite) {
+	g, ok := s.raw().(backend.Granter)
+	if !ok {
+		return // it lets in whoever can reach it
+	}
+	other := s.raw().(backend.Granter) // another process
+	share := s.share("data")
+	one := backend.Node{Name: "one", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}}
+	two := backend.Node{Name: "two", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::2")}}
+	s.is(errOf(g.Grant(s.ctx, "consumer", one, false)), backend.ErrNotFound)
+	s.ok(g.Revoke(s.ctx, "consumer", "one"))
+
+	held := s.export(ofShare(share), "consumer")
+	reads, err := g.Grant(s.ctx, "consumer", one, true)
+	s.ok(err)
+	if reads.Target != held.Target || reads.Consumer != "consumer" {
+		s.Errorf("granted %+v of %+v", reads, held)
+	}
+	again, err := other.Grant(s.ctx, "consumer", one, true)
+	s.ok(err)
+	s.same("granted again", again, reads)
+	writes, err := other.Grant(s.ctx, "consumer", two, false)
+	s.ok(err)
+	raised, err := g.Grant(s.ctx, "consumer", one, false)
+	s.ok(err)
+	s.same("raised", raised, writes)
+	s.ok(g.Revoke(s.ctx, "consumer", "nobody"))
+	for range 2 {
+		s.ok(other.Revoke(s.ctx, "consumer", "one"))
+	}
+	s.same("what is held", s.state(s.open()).Exports, []*backend.Export{held})
+
+	s.ok(s.b.Unexport(s.ctx, ofShare(share), "consumer")) // and with it what two has
+	s.is(errOf(g.Grant(s.ctx, "consumer", two, false)), backend.ErrNotFound)
+	s.ok(g.Revoke(s.ctx, "consumer", ""))
 }

@@ -21,9 +21,9 @@ func testCapacity(s *suite) {
 	if before.Available < s.ShareSize || before.MinShareSize > s.ShareSize || before.MaxShareSize < s.ShareSize {
 		s.Errorf("capacity %+v does not admit a share of %d bytes", before, s.ShareSize)
 	}
-	export := s.export(ofShare(s.share("data")), "consumer")
-	if export.Node != before.Node {
-		s.Errorf("the backend serves node %q, and its export %q", before.Node, export.Node)
+	share := s.share("data")
+	if export := s.export(ofShare(share), "consumer"); export.Node != before.Node || share.Node != before.Node {
+		s.Errorf("the backend serves node %q, its share %q, and its export %q", before.Node, share.Node, export.Node)
 	}
 	after, err := reporter.Capacity(s.ctx)
 	s.ok(err)

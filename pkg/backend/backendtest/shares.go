@@ -17,7 +17,7 @@ func testCreate(s *suite) {
 	first := s.create(req)
 	s.same("created", first, &backend.Share{
 		Name: "data", Size: s.ShareSize, Role: backend.RoleUser, Description: req.Description,
-	}, cmpopts.IgnoreFields(backend.Share{}, "ID", "CreatedAt", "Can"))
+	}, cmpopts.IgnoreFields(backend.Share{}, "ID", "Node", "CreatedAt", "Can"))
 
 	wide, floor, ceiling, draft := req, req, req, req
 	wide.MinSize, wide.MaxSize = 1, 4*s.ShareSize

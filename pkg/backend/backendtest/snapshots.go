@@ -112,7 +112,7 @@ func testClone(s *suite) {
 	clone := s.create(req)
 	s.same("cloned", clone, &backend.Share{
 		Name: "clone", Size: 3 * s.ShareSize, Role: backend.RoleUser, FromSnapshot: snapshot.ID,
-	}, cmpopts.IgnoreFields(backend.Share{}, "ID", "CreatedAt", "Can"))
+	}, cmpopts.IgnoreFields(backend.Share{}, "ID", "Node", "CreatedAt", "Can"))
 
 	for _, from := range []string{other.ID, ""} {
 		conflict := req

@@ -128,7 +128,7 @@ func (b *Backend) loadShare(ctx context.Context, id string) (*backend.Share, err
 
 func (b *Backend) share(id string, m shareMeta) *backend.Share {
 	s := &backend.Share{
-		ID: id, Name: m.Name, Size: m.Size, CreatedAt: m.CreatedAt, FromSnapshot: m.FromSnapshot,
+		ID: id, Name: m.Name, Size: m.Size, Node: b.node, CreatedAt: m.CreatedAt, FromSnapshot: m.FromSnapshot,
 		Draft: m.Draft, Role: m.Role, Description: maps.Clone(m.Description),
 		Can: backend.Abilities{Snapshot: true, Clone: true, MountSnapshot: true},
 	}

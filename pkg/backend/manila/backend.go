@@ -57,7 +57,7 @@ const (
 	known             = 89 // the newest that was tried
 )
 
-// Backend implements backend.Backend, CapacityReporter and Parameterized.
+// Backend implements backend.Backend, CapacityReporter, Parameterized and Granter.
 type Backend struct {
 	o       Options
 	client  *gophercloud.ServiceClient
@@ -66,15 +66,19 @@ type Backend struct {
 
 	busy  keyed
 	polls poller
+	paces paces
 
 	mu        sync.Mutex
 	locations map[string]cached // by share
+	types     []shareType
+	typesAt   time.Time
 }
 
 var (
 	_ backend.Backend          = (*Backend)(nil)
 	_ backend.CapacityReporter = (*Backend)(nil)
 	_ backend.Parameterized    = (*Backend)(nil)
+	_ backend.Granter          = (*Backend)(nil)
 )
 
 // Open signs in and finds out what the cloud can do. ErrAuth when it refuses the
@@ -117,7 +121,7 @@ func Open(ctx context.Context, o Options) (*Backend, error) {
 		return nil, err
 	}
 	b.client.Microversion = fmt.Sprint("2.", b.minor)
-	if _, err := b.shareTypes(ctx); err != nil {
+	if _, err := b.shareTypes(ctx, 0); err != nil {
 		return nil, fmt.Errorf("cloud %q: the share types cannot be listed; may this user use Manila? %w", o.Cloud, err)
 	}
 	return b, nil
@@ -205,105 +209,6 @@ func late(ctx context.Context) error {
 		return ctx.Err()
 	}
 	return backend.ErrPending
-}
-
-// poller spreads the looks at what Manila is doing. One that waits for one object
-// asks for that; several share one listing.
-type poller struct {
-	mu      sync.Mutex
-	waiting int
-	// The last listing; whoever has the lock "listing" may read and write it.
-	listed time.Time
-	shares map[string]*share
-}
-
-// await looks at a share until done says so, with growing pauses, and returns it
-// as it was last; nil when it is gone. ErrPending when the context ends before.
-func (b *Backend) await(ctx context.Context, id string, done func(*share) bool) (*share, error) {
-	b.polls.mu.Lock()
-	b.polls.waiting++
-	b.polls.mu.Unlock()
-	defer func() {
-		b.polls.mu.Lock()
-		b.polls.waiting--
-		b.polls.mu.Unlock()
-	}()
-	for p := (pause{b: b}); ; {
-		s, err := b.glance(ctx, id, p.next())
-		switch {
-		case errors.Is(err, backend.ErrUnavailable) && p.patient(): // it may be back in a moment
-		case err != nil:
-			return nil, err
-		case s == nil || done(s):
-			return s, nil
-		}
-		if err := p.sleep(ctx); err != nil {
-			return s, fmt.Errorf("share %s: %w", id, err)
-		}
-	}
-}
-
-// glance returns one share, nil when it is not there. While several are waited
-// for, one listing of at most the given age answers for all.
-func (b *Backend) glance(ctx context.Context, id string, age time.Duration) (*share, error) {
-	b.polls.mu.Lock()
-	alone := b.polls.waiting < 3
-	b.polls.mu.Unlock()
-	if alone {
-		s, err := b.getShare(ctx, id)
-		if errors.Is(err, backend.ErrNotFound) {
-			return nil, nil
-		}
-		return s, err
-	}
-	// One lists and the others wait, each no longer than its own time.
-	unlock, err := b.busy.lock(ctx, "listing")
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
-	if b.o.Now().Sub(b.polls.listed) >= age {
-		all, err := b.ours(ctx)
-		if err != nil {
-			return nil, err
-		}
-		b.polls.listed, b.polls.shares = b.o.Now(), map[string]*share{}
-		for _, s := range all {
-			b.polls.shares[s.ID] = s
-		}
-	}
-	return b.polls.shares[id], nil
-}
-
-// pause is the time between two looks: half as long again each time, up to 16
-// times the first, and never quite the same for two that wait.
-type pause struct {
-	b     *Backend
-	looks int
-}
-
-func (p *pause) next() time.Duration {
-	d := p.b.o.Poll
-	for range min(p.looks, 7) {
-		d += d / 2
-	}
-	return d
-}
-
-// patient says whether an answer that failed may be asked for again.
-func (p *pause) patient() bool { return p.looks < 5 }
-
-// sleep waits, or returns late if the caller's time ends.
-func (p *pause) sleep(ctx context.Context) error {
-	d := p.next()
-	d += time.Duration(p.b.o.Now().UnixNano() % int64(d/4+1)) // jitter
-	p.looks++
-	select {
-	case <-ctx.Done():
-		return late(ctx)
-	case <-time.After(d):
-		return nil
-	}
 }
 
 // deadlineMargin is what must be left of a caller's time for a request that is sent

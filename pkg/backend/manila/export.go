@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
-	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -98,7 +96,10 @@ func (b *Backend) Export(ctx context.Context, target backend.Target, consumer st
 	for p := (pause{b: b}); ; {
 		s, err := b.hold(ctx, target, consumer)
 		if err == nil {
-			return b.grant(ctx, s, consumer)
+			if err := b.prepare(ctx, s, consumer); err != nil {
+				return nil, err
+			}
+			return b.exportOf(ctx, s, consumer)
 		}
 		if !errors.Is(err, errUndecided) {
 			return nil, err
@@ -177,9 +178,13 @@ func (b *Backend) hold(ctx context.Context, target backend.Target, consumer stri
 		if now != nil && now.target(consumer) != target {
 			return errUndecided // the next look says what it holds
 		}
+		s = now
 		for _, r := range rivals {
 			if r.ID < id {
 				return errUndecided
+			}
+			if r.ID == id {
+				s = r
 			}
 			r.marks(func(c, other, _ string) {
 				if c == consumer && (r.ID != id || other != what) {
@@ -193,8 +198,8 @@ func (b *Backend) hold(ctx context.Context, target backend.Target, consumer stri
 		if err != nil {
 			return err
 		}
-		if s, err = b.getShare(ctx, id); err != nil {
-			return err
+		if s == nil { // it is not listed
+			return backend.ErrNotFound
 		}
 		if target.ShareID != "" && (s.deferred() || s.Status == "deleting") {
 			return backend.ErrNotFound
@@ -254,179 +259,22 @@ func (b *Backend) letGo(ctx context.Context, id, consumer, what string) error {
 	return b.dropMetadata(ctx, "shares/"+id, prefixConsumer+consumer)
 }
 
-// grant lets the consumer in, and describes the export.
-func (b *Backend) grant(ctx context.Context, s *share, consumer string) (*backend.Export, error) {
+// prepare makes what the export of a snapshot needs beside the hold.
+func (b *Backend) prepare(ctx context.Context, s *share, consumer string) error {
 	target := s.target(consumer)
-	way := ""
-	if target.SnapshotID != "" {
-		way = s.wayOf()
+	if target.SnapshotID == "" || s.wayOf() != wayCopy {
+		return nil
 	}
-	switch {
-	case way == wayAPI:
-		for _, client := range s.clients() {
-			if err := b.allow(ctx, snapshotSide(b, target.SnapshotID), "ip", client, "ro", nil); err != nil {
-				return nil, err
-			}
-		}
-	case way == wayCopy:
-		snap, err := b.findSnapshot(ctx, target.SnapshotID)
-		if err != nil {
-			return nil, err
-		}
-		made, err := b.CreateShare(ctx, backend.CreateShareRequest{Name: copyName(consumer), FromSnapshot: target.SnapshotID,
-			MinSize: snap.Size * gib, Role: backend.RoleTemporary})
-		if err != nil {
-			return nil, err
-		}
-		copied, err := b.getShare(ctx, made.ID)
-		if err != nil {
-			return nil, err
-		}
-		if err := b.letIn(ctx, copied, consumer, "ro"); err != nil {
-			return nil, err
-		}
-	case way == wayDirectory:
-		if err := b.letIn(ctx, s, consumer, "ro"); err != nil {
-			return nil, err
-		}
-	default:
-		if err := b.letIn(ctx, s, consumer, "rw"); err != nil {
-			return nil, err
-		}
+	snap, err := b.findSnapshot(ctx, target.SnapshotID)
+	if err != nil {
+		return err
 	}
-	return b.exportOf(ctx, s, consumer)
+	_, err = b.CreateShare(ctx, backend.CreateShareRequest{Name: copyName(consumer), FromSnapshot: target.SnapshotID,
+		MinSize: snap.Size * gib, Role: backend.RoleTemporary})
+	return err
 }
 
 func copyName(consumer string) string { return "export/" + consumer }
-
-// clients are those that a share's class lets in.
-func (s *share) clients() []string {
-	all, _ := clients(s.class("access")) // was checked when the share was made
-	return all
-}
-
-// user is the CephX id of a consumer.
-func (b *Backend) user(consumer string) string { return "abaca-" + digest(b.o.Instance, consumer) }
-
-// letIn makes the rules that a consumer needs to mount a share. On CephFS each
-// has an id of its own, as one id has one level and one key; elsewhere the
-// clients of the class are let in, for all consumers alike.
-func (b *Backend) letIn(ctx context.Context, s *share, consumer, level string) error {
-	if s.Protocol == "CEPHFS" {
-		return b.allow(ctx, shareSide(b, s.ID), "cephx", b.user(consumer), level, func(r rule) error {
-			if r.Key == "" {
-				return fmt.Errorf("%w: the key of the CephX id %s is not there yet", backend.ErrPending, r.To)
-			}
-			if b.o.Keys == nil {
-				return fmt.Errorf("%w: CephFS needs an access-key store", backend.ErrInvalid)
-			}
-			return b.o.Keys.Put(ctx, r.To, r.Key)
-		})
-	}
-	if len(s.clients()) == 0 {
-		return fmt.Errorf("%w: nobody may mount the share: name the clients with the parameter \"access\" of its class", backend.ErrInvalid)
-	}
-	for _, client := range s.clients() {
-		if err := b.allow(ctx, shareSide(b, s.ID), "ip", client, "rw", nil); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// side is where rules are: a share or a snapshot.
-type side struct {
-	path string
-	list func(context.Context) ([]rule, error)
-	id   string
-}
-
-func shareSide(b *Backend, id string) side {
-	return side{"shares/" + url.PathEscape(id), func(ctx context.Context) ([]rule, error) { return b.rules(ctx, id) }, id}
-}
-
-func snapshotSide(b *Backend, id string) side {
-	return side{"snapshots/" + url.PathEscape(id), func(ctx context.Context) ([]rule, error) { return b.snapshotRules(ctx, id) }, id}
-}
-
-// allow makes a rule, or finds it, and waits until it is in effect. A rule that
-// Manila could not apply goes, as it may block others, and its reason is told.
-func (b *Backend) allow(ctx context.Context, at side, kind, to, level string, active func(rule) error) error {
-	asked := false
-	for p := (pause{b: b}); ; {
-		rules, err := at.list(ctx)
-		if err != nil {
-			return err
-		}
-		i := slices.IndexFunc(rules, func(r rule) bool { return r.Type == kind && r.To == to })
-		switch {
-		case i < 0 && !asked:
-			req := map[string]any{"access_type": kind, "access_to": to}
-			if !strings.HasPrefix(at.path, "snapshots/") {
-				req["access_level"] = level
-			}
-			err := b.post(ctx, at.path+"/action", map[string]any{"allow_access": req}, nil)
-			refused := (*apiError)(nil)
-			switch {
-			case errors.As(err, &refused) && refused.status == http.StatusBadRequest && strings.Contains(refused.message, "exists"):
-			case errors.As(err, &refused) && refused.status == http.StatusBadRequest && strings.Contains(refused.message, "state"):
-				return fmt.Errorf("%w: %w", backend.ErrUnavailable, withoutKind(refused)) // while something is done to the share
-			case err != nil:
-				return err
-			}
-			asked = true
-			continue // the rule has an id by now
-		case i < 0:
-			return fmt.Errorf("%w: the access rule for %s has gone again", backend.ErrUnavailable, to)
-		case rules[i].State == "error":
-			reason := why("Manila could not let "+to+" in", b.complaint(ctx, at.id))
-			return errors.Join(reason, b.deny(ctx, at, rules[i]))
-		case rules[i].State == "active" && rules[i].Level == "ro" && level == "rw":
-			// Somebody else's: a level cannot be changed everywhere.
-			return fmt.Errorf("%w: %s is let in to read only, by a rule that is not ours", backend.ErrConflict, to)
-		case rules[i].State == "active":
-			if active == nil {
-				return nil
-			}
-			if err := active(rules[i]); !errors.Is(err, backend.ErrPending) {
-				return err
-			}
-		}
-		if err := p.sleep(ctx); err != nil {
-			return fmt.Errorf("the access rule for %s is not in effect yet: %w", to, err)
-		}
-	}
-}
-
-// deny takes a rule away and waits until it is gone.
-func (b *Backend) deny(ctx context.Context, at side, r rule) error {
-	for p := (pause{b: b}); ; {
-		if r.State != "queued_to_deny" && r.State != "denying" {
-			err := b.post(ctx, at.path+"/action", map[string]any{"deny_access": map[string]any{"access_id": r.ID}}, nil)
-			if errors.Is(err, backend.ErrNotFound) {
-				return nil
-			}
-			if err != nil {
-				return err
-			}
-		}
-		rules, err := at.list(ctx)
-		if errors.Is(err, backend.ErrNotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		i := slices.IndexFunc(rules, func(other rule) bool { return other.ID == r.ID })
-		if i < 0 {
-			return nil
-		}
-		r = rules[i]
-		if err := p.sleep(ctx); err != nil {
-			return fmt.Errorf("the access rule for %s is not gone yet: %w", r.To, err)
-		}
-	}
-}
 
 // exportOf describes what a consumer holds.
 func (b *Backend) exportOf(ctx context.Context, s *share, consumer string) (*backend.Export, error) {
@@ -547,14 +395,12 @@ func (b *Backend) Unexport(ctx context.Context, target backend.Target, consumer 
 	return b.release(ctx, s, consumer, target)
 }
 
-// release takes away what grant has given, and then the hold.
+// release takes away what Grant and Export have made, and then the hold.
 func (b *Backend) release(ctx context.Context, s *share, consumer string, target backend.Target) error {
-	way := ""
-	if target.SnapshotID != "" {
-		way = s.wayOf()
+	if err := b.revoke(ctx, s, consumer, ""); err != nil {
+		return err
 	}
-	switch {
-	case way == wayCopy:
+	if target.SnapshotID != "" && s.wayOf() == wayCopy {
 		found, err := b.named(ctx, copyName(consumer))
 		if err != nil {
 			return err
@@ -564,59 +410,8 @@ func (b *Backend) release(ctx context.Context, s *share, consumer string, target
 				return err
 			}
 		}
-	case s.Protocol == "CEPHFS" && way != wayAPI:
-		if err := b.denyUser(ctx, s.ID, b.user(consumer)); err != nil {
-			return err
-		}
-	case s.lastOf(consumer, target, way):
-		// The clients are let in for all consumers alike.
-		at := shareSide(b, s.ID)
-		if way == wayAPI {
-			at = snapshotSide(b, target.SnapshotID)
-		}
-		rules, err := at.list(ctx)
-		if err != nil && !errors.Is(err, backend.ErrNotFound) {
-			return err
-		}
-		for _, r := range rules {
-			if r.Type == "ip" && slices.Contains(s.clients(), r.To) {
-				if err := b.deny(ctx, at, r); err != nil {
-					return err
-				}
-			}
-		}
 	}
 	return b.letGo(ctx, s.ID, consumer, s.holds()[consumer])
-}
-
-// lastOf says whether no other consumer needs the rules that this one has.
-func (s *share) lastOf(consumer string, target backend.Target, way string) bool {
-	for other, what := range s.holds() {
-		same := way == wayAPI && what == target.SnapshotID || way != wayAPI && (what == holdsShare || s.wayOf() == wayDirectory)
-		if other != consumer && same {
-			return false
-		}
-	}
-	return true
-}
-
-// denyUser takes the rule of a CephX id away, and its key.
-func (b *Backend) denyUser(ctx context.Context, share, user string) error {
-	rules, err := b.rules(ctx, share)
-	if err != nil {
-		return err
-	}
-	for _, r := range rules {
-		if r.Type == "cephx" && r.To == user {
-			if err := b.deny(ctx, shareSide(b, share), r); err != nil {
-				return err
-			}
-		}
-	}
-	if b.o.Keys == nil {
-		return nil
-	}
-	return b.o.Keys.Delete(ctx, user)
 }
 
 // ExportOf implements backend.Backend.

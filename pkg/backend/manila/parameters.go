@@ -22,7 +22,7 @@ var parameters = map[string]bool{
 	"appendShareMetadata": false, // JSON object of strings
 	"affinity":            false, // share ids, separated by commas
 	"antiAffinity":        false,
-	"access":              true, // clients of NFS and CIFS: addresses and networks, separated by commas
+	"access":              true, // who may mount NFS and CIFS: "node", or addresses and networks, separated by commas
 	"snapshotDirectory":   true, // where an NFS server shows snapshots, with {id} and {name}
 	"cephfs-mounter":      true, // kernel or fuse
 }
@@ -55,8 +55,10 @@ func class(p map[string]string) (keep map[string]string, err error) {
 	if p["availability"] != "" && p["autoTopology"] == "true" {
 		return nil, fmt.Errorf("%w: parameters \"availability\" and \"autoTopology\" contradict each other", backend.ErrInvalid)
 	}
-	if _, err := clients(p["access"]); err != nil {
-		return nil, err
+	if p["access"] != accessNode {
+		if _, err := clients(p["access"]); err != nil {
+			return nil, err
+		}
 	}
 	if _, err := extraMetadata(p["appendShareMetadata"]); err != nil {
 		return nil, err
@@ -68,8 +70,19 @@ func class(p map[string]string) (keep map[string]string, err error) {
 	return keep, nil
 }
 
+const (
+	// accessNode is the value of the parameter access, and its default, that lets
+	// the nodes in that mount, and nobody else.
+	accessNode = "node"
+	// maxAccess is how long a list of clients may be.
+	maxAccess = 600
+)
+
 // clients reads a list of addresses and networks.
 func clients(list string) ([]string, error) {
+	if len(list) > maxAccess {
+		return nil, fmt.Errorf("%w: parameter \"access\" is longer than %d characters: name networks in the place of addresses", backend.ErrInvalid, maxAccess)
+	}
 	var all []string
 	for c := range strings.SplitSeq(list, ",") {
 		if c = strings.TrimSpace(c); c == "" {

@@ -58,6 +58,8 @@ type rule struct {
 	Level string `json:"access_level"`
 	State string `json:"state"`
 	Key   string `json:"access_key"`
+	// Metadata is that of shares' rules alone.
+	Metadata map[string]string `json:"metadata"`
 }
 
 type shareType struct {
@@ -207,12 +209,27 @@ func (b *Backend) snapshotPaths(ctx context.Context, snapshot string) ([]exportP
 	return answer.Paths, err
 }
 
-func (b *Backend) shareTypes(ctx context.Context) ([]shareType, error) {
+// typesAge is how long the share types are taken to be what they were.
+const typesAge = time.Minute
+
+// shareTypes returns them as they were at most so long ago.
+func (b *Backend) shareTypes(ctx context.Context, age time.Duration) ([]shareType, error) {
+	b.mu.Lock()
+	types, at := b.types, b.typesAt
+	b.mu.Unlock()
+	if types != nil && b.o.Now().Sub(at) < age {
+		return types, nil
+	}
 	var answer struct {
 		Types []shareType `json:"share_types"`
 	}
-	err := b.get(ctx, "types", &answer)
-	return answer.Types, err
+	if err := b.get(ctx, "types", &answer); err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.types, b.typesAt = answer.Types, b.o.Now()
+	return answer.Types, nil
 }
 
 // message is what Manila tells a user about something that has failed.
@@ -245,6 +262,10 @@ func (b *Backend) get(ctx context.Context, path string, into any) error {
 
 func (b *Backend) post(ctx context.Context, path string, body, into any) error {
 	return b.at(ctx, http.MethodPost, b.url(path), body, into, http.StatusOK, http.StatusCreated, http.StatusAccepted)
+}
+
+func (b *Backend) put(ctx context.Context, path string, body any) error {
+	return b.at(ctx, http.MethodPut, b.url(path), body, nil, http.StatusOK, http.StatusAccepted)
 }
 
 func (b *Backend) delete(ctx context.Context, path string) error {

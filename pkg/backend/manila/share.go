@@ -34,12 +34,18 @@ func (b *Backend) CreateShare(ctx context.Context, req backend.CreateShareReques
 		if err != nil {
 			return nil, err
 		}
+		kind := "" // it may have been made long ago
 		if len(found) == 0 {
-			if found, err = b.make(ctx, req); err != nil {
+			made, err := b.make(ctx, req)
+			if err != nil {
 				return nil, err
 			}
+			found, kind = []*share{made}, "create"
+			if req.FromSnapshot != "" {
+				kind = "clone"
+			}
 		}
-		s, err := b.finish(ctx, req, found[0])
+		s, err := b.finish(ctx, req, found[0], kind)
 		if errors.Is(err, errAgain) && attempt < 3 {
 			continue
 		}
@@ -56,8 +62,8 @@ func (b *Backend) CreateShare(ctx context.Context, req backend.CreateShareReques
 // errAgain is a share that has gone, and another may do.
 var errAgain = errors.New("the share has gone while it was made")
 
-// make asks for a new share, and returns all of its name.
-func (b *Backend) make(ctx context.Context, req backend.CreateShareRequest) ([]*share, error) {
+// make asks for a new share.
+func (b *Backend) make(ctx context.Context, req backend.CreateShareRequest) (*share, error) {
 	keep, err := class(req.Parameters)
 	if err != nil {
 		return nil, err
@@ -124,24 +130,19 @@ func (b *Backend) make(ctx context.Context, req backend.CreateShareRequest) ([]*
 	}
 	maps.Copy(metadata, b.describe(req, size, keep))
 	ask["metadata"] = metadata
-	err = b.post(ctx, "shares", map[string]any{"share": ask}, nil)
+	var answer struct{ Share *share }
+	err = b.post(ctx, "shares", map[string]any{"share": ask}, &answer)
 	refused := (*apiError)(nil)
 	switch {
+	case err == nil && answer.Share != nil && validID(answer.Share.ID):
+		return answer.Share, nil
 	case err == nil:
+		err = errStrange
 	case errors.As(err, &refused) && refused.status < 500:
 		return nil, err // there is none
-	default:
-		return nil, fmt.Errorf("%w: it is not known whether Manila has made the share: %s", backend.ErrPending, err)
 	}
-	// Another process may have asked at the same time.
-	found, err := b.named(ctx, req.Name)
-	if err == nil && len(found) == 0 {
-		err = errAgainLater
-	}
-	return found, err
+	return nil, fmt.Errorf("%w: it is not known whether Manila has made the share: %s", backend.ErrPending, err)
 }
-
-var errAgainLater = fmt.Errorf("%w: Manila does not show the share yet", backend.ErrPending)
 
 // protocolOf is what the shares of a type speak, if their class does not say: the
 // type's storage_protocol, or CephFS.
@@ -154,32 +155,41 @@ func protocolOf(t *shareType) string {
 
 // shareType finds a type by name or id; empty is the cloud's default.
 func (b *Backend) shareType(ctx context.Context, name string) (*shareType, error) {
-	types, err := b.shareTypes(ctx)
-	if err != nil {
-		return nil, err
+	matches := func(t shareType) bool {
+		return name == "" && t.Default || name != "" && (t.Name == name || t.ID == name)
 	}
-	var names []string
-	for i, t := range types {
-		if name == "" && t.Default || name != "" && (t.Name == name || t.ID == name) {
+	for age := typesAge; ; age = 0 { // it may have been made a moment ago
+		types, err := b.shareTypes(ctx, age)
+		if err != nil {
+			return nil, err
+		}
+		if i := slices.IndexFunc(types, matches); i >= 0 {
 			return &types[i], nil
 		}
-		names = append(names, t.Name)
+		if age > 0 {
+			continue
+		}
+		var names []string
+		for _, t := range types {
+			names = append(names, t.Name)
+		}
+		if name == "" {
+			return nil, fmt.Errorf("%w: the cloud has no default share type: name one with the parameter \"type\" (%s)", backend.ErrInvalid, strings.Join(names, ", "))
+		}
+		return nil, fmt.Errorf("%w: there is no share type %q (there are %s)", backend.ErrInvalid, name, strings.Join(names, ", "))
 	}
-	if name == "" {
-		return nil, fmt.Errorf("%w: the cloud has no default share type: name one with the parameter \"type\" (%s)", backend.ErrInvalid, strings.Join(names, ", "))
-	}
-	return nil, fmt.Errorf("%w: there is no share type %q (there are %s)", backend.ErrInvalid, name, strings.Join(names, ", "))
 }
 
-// finish brings a share that was asked for to its end.
-func (b *Backend) finish(ctx context.Context, req backend.CreateShareRequest, s *share) (*share, error) {
+// finish brings a share that was asked for to its end. Kind is that of the work,
+// if it has just begun.
+func (b *Backend) finish(ctx context.Context, req backend.CreateShareRequest, s *share, kind string) (*share, error) {
 	if err := b.fits(s, req); err != nil {
 		return nil, err
 	}
 	if s.ready() {
 		return s, nil
 	}
-	s, err := b.await(ctx, s.ID, func(s *share) bool { return stateOf(s.Status) != passing })
+	s, err := b.await(ctx, s.ID, kind, func(s *share) bool { return stateOf(s.Status) != passing })
 	switch {
 	case err != nil:
 		return nil, err
@@ -340,7 +350,7 @@ func (b *Backend) ExpandShare(ctx context.Context, id string, size int64) (_ *ba
 func (b *Backend) extend(ctx context.Context, s *share, size int64) (*share, error) {
 	id := s.ID
 	for s.Size < size {
-		settled, err := b.await(ctx, id, func(s *share) bool { return stateOf(s.Status) != passing })
+		settled, err := b.await(ctx, id, "", func(s *share) bool { return stateOf(s.Status) != passing })
 		switch {
 		case err != nil:
 			return nil, err
@@ -362,7 +372,7 @@ func (b *Backend) extend(ctx context.Context, s *share, size int64) (*share, err
 		if err != nil {
 			return nil, err
 		}
-		if s, err = b.await(ctx, id, func(s *share) bool { return stateOf(s.Status) != passing }); err != nil {
+		if s, err = b.await(ctx, id, "extend", func(s *share) bool { return stateOf(s.Status) != passing }); err != nil {
 			return nil, err
 		}
 		if s == nil {
@@ -439,7 +449,7 @@ func (b *Backend) removeShare(ctx context.Context, s *share) error {
 	}
 	var err error
 	for consumer := range holders {
-		err = errors.Join(err, b.o.Keys.Delete(ctx, b.user(consumer)))
+		err = errors.Join(err, b.o.Keys.Delete(ctx, b.user(consumer)), b.o.Keys.Delete(ctx, b.readers(consumer)))
 	}
 	return err
 }
@@ -447,7 +457,7 @@ func (b *Backend) removeShare(ctx context.Context, s *share) error {
 func (b *Backend) removeFromCloud(ctx context.Context, s *share) error {
 	id := s.ID
 	refused, err := b.discard(ctx, "shares/"+id, s.Status, func() (string, error) {
-		now, err := b.await(ctx, id, func(s *share) bool { return settled(s.Status) })
+		now, err := b.await(ctx, id, "", func(s *share) bool { return settled(s.Status) })
 		if now == nil {
 			return "", err
 		}
@@ -459,7 +469,7 @@ func (b *Backend) removeFromCloud(ctx context.Context, s *share) error {
 	if err != nil {
 		return err
 	}
-	s, err = b.await(ctx, id, func(s *share) bool { return s.Status != "deleting" && stateOf(s.Status) == failed })
+	s, err = b.await(ctx, id, "delete", func(s *share) bool { return s.Status != "deleting" && stateOf(s.Status) == failed })
 	if err != nil || s == nil {
 		return err
 	}

@@ -29,7 +29,9 @@ func (b *Backend) CreateSnapshot(ctx context.Context, req backend.CreateSnapshot
 	if err != nil {
 		return nil, err
 	}
+	kind := ""
 	if len(found) == 0 {
+		kind = "snapshot"
 		if err := b.cut(ctx, req); err != nil {
 			return nil, err
 		}
@@ -44,7 +46,7 @@ func (b *Backend) CreateSnapshot(ctx context.Context, req backend.CreateSnapshot
 	if s.ShareID != req.ShareID || s.Metadata[keyRole] != string(req.Role) {
 		return nil, fmt.Errorf("%w: snapshot %s is of share %s", backend.ErrConflict, s.ID, s.ShareID)
 	}
-	s, err = b.awaitSnapshot(ctx, s.ID, func(s *snapshot) bool { return stateOf(s.Status) != passing })
+	s, err = b.awaitSnapshot(ctx, s.ID, kind, func(s *snapshot) bool { return stateOf(s.Status) != passing })
 	switch {
 	case err != nil:
 		return nil, err
@@ -96,16 +98,24 @@ func (b *Backend) cut(ctx context.Context, req backend.CreateSnapshotRequest) er
 }
 
 // awaitSnapshot is await for a snapshot.
-func (b *Backend) awaitSnapshot(ctx context.Context, id string, done func(*snapshot) bool) (*snapshot, error) {
-	for p := (pause{b: b}); ; {
+func (b *Backend) awaitSnapshot(ctx context.Context, id, kind string, done func(*snapshot) bool) (*snapshot, error) {
+	p := pause{b: b, kind: kind}
+	if kind != "" {
+		if err := p.sleep(ctx); err != nil {
+			return nil, fmt.Errorf("snapshot %s: %w", id, err)
+		}
+	}
+	for {
 		s, err := b.getSnapshot(ctx, id)
 		switch {
 		case errors.Is(err, backend.ErrNotFound):
+			p.ended()
 			return nil, nil
 		case errors.Is(err, backend.ErrUnavailable) && p.patient():
 		case err != nil:
 			return nil, err
 		case done(b.settle(s)):
+			p.ended()
 			return s, nil
 		}
 		if err := p.sleep(ctx); err != nil {
@@ -265,7 +275,7 @@ func (b *Backend) holders(ctx context.Context, s *snapshot) error {
 func (b *Backend) removeSnapshot(ctx context.Context, s *snapshot) error {
 	status := s.Status
 	refused, err := b.discard(ctx, "snapshots/"+s.ID, status, func() (string, error) {
-		now, err := b.awaitSnapshot(ctx, s.ID, func(s *snapshot) bool { return settled(s.Status) })
+		now, err := b.awaitSnapshot(ctx, s.ID, "", func(s *snapshot) bool { return settled(s.Status) })
 		if status = ""; now != nil {
 			status = now.Status
 		}
@@ -277,7 +287,7 @@ func (b *Backend) removeSnapshot(ctx context.Context, s *snapshot) error {
 	if err != nil {
 		return err
 	}
-	gone, err := b.awaitSnapshot(ctx, s.ID, func(s *snapshot) bool { return s.Status == "error_deleting" })
+	gone, err := b.awaitSnapshot(ctx, s.ID, "delete snapshot", func(s *snapshot) bool { return s.Status == "error_deleting" })
 	if err != nil || gone == nil {
 		return err
 	}

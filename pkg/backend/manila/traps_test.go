@@ -74,6 +74,16 @@ func TestCutAtEveryRequest(t *testing.T) {
 		{"export snapshot by a copy", "nfs", func(ctx context.Context, b *Backend, g ground) error {
 			return errOf(b.Export(ctx, backend.Target{SnapshotID: g.snapshot.ID}, "one"))
 		}},
+		{"grant", "", func(ctx context.Context, b *Backend, g ground) error {
+			return errOf(b.Grant(ctx, "held-share", node1, true))
+		}},
+		{"grant by address", "mountable", func(ctx context.Context, b *Backend, g ground) error {
+			return errOf(b.Grant(ctx, "held-share", node1, false))
+		}},
+		{"revoke", "", func(ctx context.Context, b *Backend, g ground) error { return b.Revoke(ctx, "held-share", node2.Name) }},
+		{"revoke by address", "mountable", func(ctx context.Context, b *Backend, g ground) error {
+			return b.Revoke(ctx, "held-snapshot", node1.Name)
+		}},
 		{"unexport share", "", func(ctx context.Context, b *Backend, g ground) error {
 			return b.Unexport(ctx, backend.Target{ShareID: g.share.ID}, "held-share")
 		}},
@@ -103,7 +113,7 @@ func TestCutAtEveryRequest(t *testing.T) {
 					b := c.open()
 					req := request("data")
 					if op.typ != "" {
-						req.Parameters = map[string]string{"type": "mountable", "protocol": "NFS", "access": "192.0.2.0/24,2001:db8::1"}
+						req.Parameters = map[string]string{"type": "mountable", "protocol": "NFS"}
 					}
 					if op.typ == "nfs" { // neither mountable nor with a directory
 						req.MinSize = 2 * gib
@@ -118,6 +128,8 @@ func TestCutAtEveryRequest(t *testing.T) {
 					g.snapshot = ok[*backend.Snapshot](t)(b.CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: "cut", ShareID: g.share.ID, Role: backend.RoleUser}))
 					ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{ShareID: g.share.ID}, "held-share"))
 					ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{SnapshotID: g.snapshot.ID}, "held-snapshot"))
+					ok[*backend.Export](t)(b.Grant(t.Context(), "held-share", node2, false))
+					ok[*backend.Export](t)(b.Grant(t.Context(), "held-snapshot", node1, true))
 
 					ctx, cancel := context.WithCancel(t.Context())
 					struck := false
@@ -276,8 +288,9 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("a snapshot of what has none: %v, %+v", err, plain.Can)
 	}
 	nfs := ok[*backend.Share](t)(b.CreateShare(t.Context(), with("nfs", map[string]string{"type": "mountable", "protocol": "NFS"})))
-	if _, err := b.Export(t.Context(), backend.Target{ShareID: nfs.ID}, "one"); !errors.Is(err, backend.ErrInvalid) || !strings.Contains(err.Error(), `"access"`) {
-		t.Errorf("export to nobody: %v", err)
+	ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{ShareID: nfs.ID}, "one"))
+	if _, err := b.Grant(t.Context(), "one", nodeOf("bare"), false); !errors.Is(err, backend.ErrInvalid) || !strings.Contains(err.Error(), `"access"`) {
+		t.Errorf("let in a node that has no address: %v", err)
 	}
 	c.Alter(func(_ map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, rules map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
 		for _, r := range rules {
@@ -536,8 +549,13 @@ func TestRules(t *testing.T) {
 	b := c.open()
 	share := ok[*backend.Share](t)(b.CreateShare(t.Context(), request("data")))
 	snap := ok[*backend.Snapshot](t)(b.CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: "cut", ShareID: share.ID, Role: backend.RoleUser}))
-	rw := ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{ShareID: share.ID}, "writer"))
-	ro := ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{SnapshotID: snap.ID}, "reader"))
+	ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{ShareID: share.ID}, "writer"))
+	ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{SnapshotID: snap.ID}, "reader"))
+	if len(c.keys.keys) > 0 {
+		t.Errorf("nobody mounts it, and there are keys of %v", slices.Collect(maps.Keys(c.keys.keys)))
+	}
+	rw := ok[*backend.Export](t)(b.Grant(t.Context(), "writer", node1, false))
+	ro := ok[*backend.Export](t)(b.Grant(t.Context(), "reader", node1, false)) // it is a snapshot all the same
 	if rw.User == ro.User || c.keys.keys[rw.User] == "" || c.keys.keys[ro.User] == "" {
 		t.Errorf("users %q and %q, keys of %v", rw.User, ro.User, slices.Collect(maps.Keys(c.keys.keys)))
 	}
@@ -569,13 +587,15 @@ func TestRules(t *testing.T) {
 	}()
 	c.Say(share.ID, "021", "access_to: the level is not supported")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second) // for the rule, which does not go either
-	_, err := b.Export(ctx, backend.Target{ShareID: share.ID}, "failing")
+	ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{ShareID: share.ID}, "failing"))
+	_, err := b.Grant(ctx, "failing", node1, false)
 	cancel()
 	if !errors.Is(err, backend.ErrUnsupported) || !strings.Contains(err.Error(), "not supported") {
 		t.Errorf("a rule in error: %v", err)
 	}
 	ctx, cancel = context.WithTimeout(t.Context(), 100*time.Millisecond)
-	_, err = b.Export(ctx, backend.Target{ShareID: share.ID}, "stuck")
+	ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{ShareID: share.ID}, "stuck"))
+	_, err = b.Grant(ctx, "stuck", node1, false)
 	cancel()
 	if !errors.Is(err, backend.ErrPending) {
 		t.Errorf("a rule that stays queued: %v", err)

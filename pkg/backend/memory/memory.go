@@ -125,7 +125,7 @@ func (s *Store) createShare(req backend.CreateShareRequest) (*backend.Share, err
 		return nil, err
 	}
 	s.shares[id] = backend.Share{
-		ID: id, Name: req.Name, Size: size, CreatedAt: s.Now(), FromSnapshot: req.FromSnapshot,
+		ID: id, Name: req.Name, Size: size, Node: s.Node, CreatedAt: s.Now(), FromSnapshot: req.FromSnapshot,
 		Draft: req.Draft, Role: req.Role, Description: maps.Clone(req.Description), Can: s.Can,
 	}
 	return s.share(id)

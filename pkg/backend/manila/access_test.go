@@ -1,0 +1,293 @@
+package manila
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/abaca-csi/abaca/pkg/backend"
+	"github.com/abaca-csi/abaca/test/fakemanila"
+)
+
+func nodeOf(name string, addresses ...string) backend.Node {
+	n := backend.Node{Name: name}
+	for _, a := range addresses {
+		n.Addresses = append(n.Addresses, netip.MustParseAddr(a))
+	}
+	return n
+}
+
+var (
+	node1 = nodeOf("node-1", "192.0.2.1")
+	node2 = nodeOf("node-2", "192.0.2.2")
+)
+
+// rules are those of the cloud: level and state by client, those of snapshots
+// with an asterisk.
+func (c *cloud) rules() map[string]string {
+	all := map[string]string{}
+	c.Alter(func(_ map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, rules map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+		for _, r := range rules {
+			to := r.To
+			if r.SnapshotID != "" {
+				to += "*"
+			}
+			all[to] = r.Level + " " + r.State
+		}
+	})
+	return all
+}
+
+func (c *cloud) wantRules(want map[string]string) {
+	c.t.Helper()
+	if got := c.rules(); !maps.Equal(got, want) {
+		c.t.Errorf("rules: %v, want %v", got, want)
+	}
+}
+
+// served makes an NFS share, held by "one" and "two".
+func (c *cloud) served(b *Backend) *backend.Share {
+	req := request("nfs")
+	req.Parameters = map[string]string{"type": "mountable", "protocol": "NFS"}
+	s := ok[*backend.Share](c.t)(b.CreateShare(c.t.Context(), req))
+	for _, consumer := range []string{"one", "two"} {
+		ok[*backend.Export](c.t)(b.Export(c.t.Context(), backend.Target{ShareID: s.ID}, consumer))
+	}
+	return s
+}
+
+// TestNodes: the nodes that mount are let in by their addresses, at the level that
+// they need, for as long as one of them does.
+func TestNodes(t *testing.T) {
+	for _, version := range []string{"2.89", "2.80"} { // the older one cannot change a rule's level
+		t.Run(version, func(t *testing.T) {
+			c := newCloud(t, fakemanila.Options{Microversion: version, Delay: slow})
+			b, ctx := c.open(), t.Context()
+			share := c.served(b)
+			grant := func(consumer string, node backend.Node, readOnly bool) {
+				t.Helper()
+				ok[*backend.Export](t)(c.open().Grant(ctx, consumer, node, readOnly))
+			}
+			revoke := func(consumer string, node backend.Node) {
+				t.Helper()
+				if err := c.open().Revoke(ctx, consumer, node.Name); err != nil {
+					t.Error(err)
+				}
+			}
+			if _, err := b.Grant(ctx, "one", nodeOf("bare"), false); !errors.Is(err, backend.ErrInvalid) || !strings.Contains(err.Error(), "--node-address") {
+				t.Errorf("a node that the server cannot know: %v", err)
+			}
+			c.wantRules(map[string]string{})
+			grant("one", node1, true)
+			c.wantRules(map[string]string{"192.0.2.1": "ro active"})
+			grant("two", node1, false) // the same machine
+			c.wantRules(map[string]string{"192.0.2.1": "rw active"})
+			grant("one", node2, true)
+			grant("one", node1, true)
+			c.wantRules(map[string]string{"192.0.2.1": "rw active", "192.0.2.2": "ro active"})
+			revoke("one", node1)
+			c.wantRules(map[string]string{"192.0.2.1": "rw active", "192.0.2.2": "ro active"})
+			revoke("two", node1)
+			c.wantRules(map[string]string{"192.0.2.2": "ro active"})
+
+			// The snapshot's own rules are others than the share's.
+			snap := ok[*backend.Snapshot](t)(b.CreateSnapshot(ctx, backend.CreateSnapshotRequest{Name: "cut", ShareID: share.ID, Role: backend.RoleUser}))
+			ok[*backend.Export](t)(b.Export(ctx, backend.Target{SnapshotID: snap.ID}, "reader"))
+			grant("reader", node2, false)
+			if got := c.rules(); got["192.0.2.2*"] == "" || got["192.0.2.2"] != "ro active" {
+				t.Errorf("rules: %v", got)
+			}
+			if err := b.Unexport(ctx, backend.Target{SnapshotID: snap.ID}, "reader"); err != nil {
+				t.Error(err)
+			}
+			if err := b.Unexport(ctx, backend.Target{ShareID: share.ID}, "one"); err != nil {
+				t.Error(err)
+			}
+			c.wantRules(map[string]string{})
+
+			// A rule that an administrator has made serves, and stays.
+			c.Alter(func(_ map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, rules map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+				rules["theirs"] = &fakemanila.Rule{ID: "theirs", ShareID: share.ID, Type: "ip", To: "192.0.2.1", Level: "ro", State: "active"}
+			})
+			grant("two", node1, true)
+			if _, err := b.Grant(ctx, "two", node1, false); !errors.Is(err, backend.ErrConflict) {
+				t.Errorf("to raise somebody else's rule: %v", err)
+			}
+			revoke("two", node1)
+			c.wantRules(map[string]string{"192.0.2.1": "ro active"})
+		})
+	}
+}
+
+// TestReaders: a node that only reads a CephFS share has an id of its own, whose
+// key goes with the last that needs it.
+func TestReaders(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{Delay: slow})
+	b, ctx := c.open(), t.Context()
+	share := ok[*backend.Share](t)(b.CreateShare(ctx, request("data")))
+	ok[*backend.Export](t)(b.Export(ctx, backend.Target{ShareID: share.ID}, "one"))
+	ro := ok[*backend.Export](t)(b.Grant(ctx, "one", node1, true))
+	rw := ok[*backend.Export](t)(b.Grant(ctx, "one", node2, false))
+	ok[*backend.Export](t)(b.Grant(ctx, "one", nodeOf("node-3"), true)) // needs no address
+	c.wantRules(map[string]string{ro.User: "ro active", rw.User: "rw active"})
+	if len(c.keys.keys) != 2 || ro.User == rw.User {
+		t.Errorf("keys: %v", c.keys.keys)
+	}
+	for _, node := range []string{"node-1", "node-2"} {
+		if err := b.Revoke(ctx, "one", node); err != nil {
+			t.Error(err)
+		}
+	}
+	c.wantRules(map[string]string{ro.User: "ro active"})
+	if len(c.keys.keys) != 1 || c.keys.keys[ro.User] == "" {
+		t.Errorf("keys: %v", c.keys.keys)
+	}
+	raised := ok[*backend.Export](t)(b.Grant(ctx, "one", nodeOf("node-3"), false))
+	if raised.User != rw.User {
+		t.Errorf("raised: %+v", raised)
+	}
+	if err := b.Revoke(ctx, "one", "node-3"); err != nil {
+		t.Error(err)
+	}
+	c.wantRules(map[string]string{})
+	if len(c.keys.keys) > 0 {
+		t.Errorf("keys: %v", c.keys.keys)
+	}
+}
+
+// TestNoReaders: where a back end knows no rules that only read, one that writes
+// is made, and the node mounts read-only.
+func TestNoReaders(t *testing.T) {
+	var writers sync.Once
+	c := newCloud(t, fakemanila.Options{Delay: func() time.Duration { return 30 * time.Millisecond }})
+	b := c.open()
+	share := c.served(b)
+	stop := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(time.Millisecond):
+			}
+			c.Alter(func(_ map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, rules map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+				for _, r := range rules {
+					if r.Level == "ro" && r.State == "queued_to_apply" {
+						r.State = "error"
+						writers.Do(func() { go c.Say(share.ID, "021", "access_level: ro is not supported") })
+					}
+				}
+			})
+		}
+	}()
+	ok[*backend.Export](t)(b.Grant(t.Context(), "one", node1, true))
+	close(stop)
+	c.wantRules(map[string]string{"192.0.2.1": "rw active"})
+}
+
+// TestGrantMeetsRevoke: one process lets a node in to a share while another takes
+// the same node's other use of it away. Whoever was let in stays in.
+func TestGrantMeetsRevoke(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{Delay: slow})
+	share := c.served(c.open())
+	here, there := c.open(), c.open()
+	patient := func(f func() error) error {
+		for {
+			if err := f(); !errors.Is(err, backend.ErrPending) && !errors.Is(err, backend.ErrUnavailable) {
+				return err
+			}
+		}
+	}
+	for i := range 40 {
+		stays, goes := "one", "two"
+		if i%2 == 1 {
+			stays, goes = goes, stays
+		}
+		ok[*backend.Export](t)(there.Grant(t.Context(), goes, node1, false))
+		var wg sync.WaitGroup
+		var granted, revoked error
+		wg.Go(func() {
+			granted = patient(func() error { return errOf(here.Grant(t.Context(), stays, node1, false)) })
+		})
+		wg.Go(func() {
+			time.Sleep(time.Duration(i) * 500 * time.Microsecond)
+			revoked = patient(func() error { return there.Revoke(t.Context(), goes, node1.Name) })
+		})
+		wg.Wait()
+		if granted != nil || revoked != nil {
+			t.Fatal(granted, revoked)
+		}
+		c.wantRules(map[string]string{"192.0.2.1": "rw active"})
+		if t.Failed() {
+			t.Fatalf("in round %d", i)
+		}
+		if err := here.Revoke(t.Context(), stays, node1.Name); err != nil {
+			t.Fatal(err)
+		}
+		c.wantRules(map[string]string{})
+	}
+	c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+		for key := range shares[share.ID].Metadata {
+			if strings.HasPrefix(key, prefixGrant) {
+				t.Errorf("left on the share: %s", key)
+			}
+		}
+	})
+}
+
+// TestDeadRevoke: a mark that a killed process has left holds nobody up for long,
+// and the repeated call finishes its work.
+func TestDeadRevoke(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{Delay: slow})
+	c.served(c.open())
+	ok[*backend.Export](t)(c.open().Grant(t.Context(), "one", node1, false))
+	ctx, cancel := context.WithCancel(t.Context())
+	c.Strike(func(change int, after bool) bool {
+		if change == 1 && after {
+			cancel()
+		}
+		return change > 1 || after
+	})
+	if err := c.open().Revoke(ctx, "one", "node-1"); err == nil {
+		t.Fatal("it was not killed")
+	}
+	c.Strike(nil)
+	soon, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := c.open().Grant(soon, "two", node1, false); !errors.Is(err, backend.ErrPending) {
+		t.Errorf("beside a fresh mark: %v", err)
+	}
+	later, err := Open(t.Context(), func() Options {
+		o := c.options()
+		o.Now = func() time.Time { return time.Now().Add(2 * leavingAge) }
+		return o
+	}())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ok[*backend.Export](t)(later.Grant(t.Context(), "two", node1, false))
+	if err := c.open().Revoke(t.Context(), "one", "node-1"); err != nil {
+		t.Error(err)
+	}
+	c.wantRules(map[string]string{"192.0.2.1": "rw active"})
+}
+
+func TestFamilies(t *testing.T) {
+	for location, want := range map[string]string{
+		"192.0.2.7:/a": "true false", "[2001:db8::7]:/a": "false true", "nas.example:/a": "true true",
+		`\\192.0.2.7\a`: "true false", "//[2001:db8::7]/a": "false true", `\\nas\a`: "true true",
+	} {
+		if v4, v6 := families([]string{location}); fmt.Sprint(v4, v6) != want {
+			t.Errorf("%s: %v %v, want %s", location, v4, v6, want)
+		}
+	}
+	if v4, v6 := families([]string{"192.0.2.7:/a", "[2001:db8::7]:/a"}); !v4 || !v6 {
+		t.Error("both")
+	}
+}

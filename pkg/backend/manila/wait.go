@@ -1,0 +1,165 @@
+package manila
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/abaca-csi/abaca/pkg/backend"
+)
+
+// poller spreads the looks at what Manila is doing. One that waits for one object
+// asks for that; several share one listing.
+type poller struct {
+	mu      sync.Mutex
+	waiting int
+	// The last listing; whoever has the lock "listing" may read and write it.
+	listed time.Time
+	shares map[string]*share
+}
+
+// await looks at a share until done says so, and returns it as it was last; nil
+// when it is gone. ErrPending when the context ends before. Where the kind of
+// work is named, it has just begun.
+func (b *Backend) await(ctx context.Context, id, kind string, done func(*share) bool) (*share, error) {
+	b.polls.mu.Lock()
+	b.polls.waiting++
+	b.polls.mu.Unlock()
+	defer func() {
+		b.polls.mu.Lock()
+		b.polls.waiting--
+		b.polls.mu.Unlock()
+	}()
+	p := pause{b: b, kind: kind}
+	if kind != "" {
+		if err := p.sleep(ctx); err != nil {
+			return nil, fmt.Errorf("share %s: %w", id, err)
+		}
+	}
+	for {
+		s, err := b.glance(ctx, id, p.next())
+		switch {
+		case errors.Is(err, backend.ErrUnavailable) && p.patient(): // it may be back in a moment
+		case err != nil:
+			return nil, err
+		case s == nil || done(s):
+			p.ended()
+			return s, nil
+		}
+		if err := p.sleep(ctx); err != nil {
+			return s, fmt.Errorf("share %s: %w", id, err)
+		}
+	}
+}
+
+// glance returns one share, nil when it is not there. While several are waited
+// for, one listing of at most the given age answers for all.
+func (b *Backend) glance(ctx context.Context, id string, age time.Duration) (*share, error) {
+	b.polls.mu.Lock()
+	alone := b.polls.waiting < 3
+	b.polls.mu.Unlock()
+	if alone {
+		s, err := b.getShare(ctx, id)
+		if errors.Is(err, backend.ErrNotFound) {
+			return nil, nil
+		}
+		return s, err
+	}
+	// One lists and the others wait, each no longer than its own time.
+	unlock, err := b.busy.lock(ctx, "listing")
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if b.o.Now().Sub(b.polls.listed) >= age {
+		all, err := b.ours(ctx)
+		if err != nil {
+			return nil, err
+		}
+		b.polls.listed, b.polls.shares = b.o.Now(), map[string]*share{}
+		for _, s := range all {
+			b.polls.shares[s.ID] = s
+		}
+	}
+	return b.polls.shares[id], nil
+}
+
+// pause is the time between two looks at work of one kind. The first is when that
+// kind of work has lately been done, a little before; then each is an eighth
+// of the time that has gone by, so that what takes long is asked for rarely, and
+// never quite the same for two that wait.
+type pause struct {
+	b     *Backend
+	kind  string // empty for what nothing is learnt of
+	begun time.Time
+	looks int
+}
+
+const (
+	longestPause = 8 * time.Second
+	longestGuess = 10 * time.Second
+)
+
+func (p *pause) next() time.Duration {
+	if p.begun.IsZero() {
+		p.begun = p.b.o.Now()
+	}
+	d := p.b.o.Now().Sub(p.begun) / 8
+	if p.looks == 0 {
+		d = p.b.paces.guess(p.kind)
+	}
+	return min(max(d, p.b.o.Poll), longestPause)
+}
+
+// patient says whether an answer that failed may be asked for again.
+func (p *pause) patient() bool { return p.looks < 5 }
+
+// sleep waits, or returns late if the caller's time ends.
+func (p *pause) sleep(ctx context.Context) error {
+	d := p.next()
+	if p.looks > 0 {
+		d += time.Duration(p.b.o.Now().UnixNano() % int64(d/4+1)) // jitter
+	}
+	p.looks++
+	select {
+	case <-ctx.Done():
+		return late(ctx)
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// ended says that the work which was waited for is done.
+func (p *pause) ended() {
+	if p.kind != "" && p.looks > 0 {
+		p.b.paces.learn(p.kind, p.b.o.Now().Sub(p.begun), p.looks == 1)
+	}
+}
+
+// paces are how long each kind of work takes this cloud.
+type paces struct {
+	mu      sync.Mutex
+	typical map[string]time.Duration
+}
+
+func (p *paces) guess(kind string) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.typical[kind] * 19 / 20
+}
+
+// learn remembers what a piece of work has taken. What was done at the first look
+// may have been done long before, so the next look of this kind is sooner.
+func (p *paces) learn(kind string, took time.Duration, first bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.typical == nil {
+		p.typical = map[string]time.Duration{}
+	}
+	if first {
+		took = took * 9 / 10
+	}
+	p.typical[kind] = min(took, longestGuess)
+}
