@@ -390,7 +390,7 @@ func (d *driver) publish(v *csi.Volume, mode csi.VolumeCapability_AccessMode_Mod
 	if err := os.MkdirAll(staging, 0o755); err != nil {
 		d.site.t.Fatal(err)
 	}
-	published, err := d.ControllerPublishVolume(d.ctx(), &csi.ControllerPublishVolumeRequest{VolumeId: v.GetVolumeId(), NodeId: nodeID, VolumeCapability: capability(mode)})
+	published, err := d.ControllerPublishVolume(d.ctx(), &csi.ControllerPublishVolumeRequest{VolumeId: v.GetVolumeId(), NodeId: nodeID + ",", VolumeCapability: capability(mode)})
 	if err != nil {
 		d.site.t.Fatalf("publish to the node: %v", err)
 	}
@@ -414,7 +414,7 @@ func (d *driver) unpublish(v *csi.Volume) {
 	if _, err := d.NodeUnstageVolume(d.ctx(), &csi.NodeUnstageVolumeRequest{VolumeId: v.GetVolumeId(), StagingTargetPath: d.site.path("node", name, "staging")}); err != nil {
 		d.site.t.Fatalf("unstage: %v", err)
 	}
-	if _, err := d.ControllerUnpublishVolume(d.ctx(), &csi.ControllerUnpublishVolumeRequest{VolumeId: v.GetVolumeId(), NodeId: nodeID}); err != nil {
+	if _, err := d.ControllerUnpublishVolume(d.ctx(), &csi.ControllerUnpublishVolumeRequest{VolumeId: v.GetVolumeId(), NodeId: nodeID + ","}); err != nil {
 		d.site.t.Fatalf("unpublish from the node: %v", err)
 	}
 }

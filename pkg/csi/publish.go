@@ -13,25 +13,28 @@ import (
 	"github.com/abaca-csi/abaca/pkg/backend"
 )
 
-// A node's id is its name and the addresses that storage systems see it by,
-// separated by commas, so that the controller need not look anything up:
+// A node's id is its name, a comma, and the addresses that storage systems see it
+// by, separated by commas too, so that the controller need not look anything up:
 //
 //	worker-1,192.0.2.7,2001:db8::7
 
 // NodeID puts a node's id together.
 func NodeID(node backend.Node) string {
-	parts := []string{node.Name}
+	var addresses []string
 	for _, a := range node.Addresses {
-		parts = append(parts, a.String())
+		addresses = append(addresses, a.String())
 	}
-	return strings.Join(parts, ",")
+	return node.Name + "," + strings.Join(addresses, ",")
 }
 
 // ParseNodeID takes a node's id apart. What is not one is backend.ErrNotFound.
 func ParseNodeID(id string) (backend.Node, error) {
 	name, rest, more := strings.Cut(id, ",")
 	node := backend.Node{Name: name}
-	for more {
+	if name == "" || !more {
+		return node, fmt.Errorf("%q is not a node id of this driver's: %w", id, backend.ErrNotFound)
+	}
+	for more = rest != ""; more; {
 		var part string
 		part, rest, more = strings.Cut(rest, ",")
 		a, err := netip.ParseAddr(part)
@@ -39,9 +42,6 @@ func ParseNodeID(id string) (backend.Node, error) {
 			return node, fmt.Errorf("node id %q: %q is not an IP address: %w", id, part, backend.ErrNotFound)
 		}
 		node.Addresses = append(node.Addresses, a)
-	}
-	if name == "" {
-		return node, fmt.Errorf("node id %q has no name: %w", id, backend.ErrNotFound)
 	}
 	return node, nil
 }
@@ -62,6 +62,9 @@ func (d *Driver) attaches() bool {
 func (d *Driver) ControllerPublishVolume(ctx context.Context, req *csi.ControllerPublishVolumeRequest) (*csi.ControllerPublishVolumeResponse, error) {
 	if req.GetNodeId() == "" && req.GetVolumeId() != "" {
 		return nil, fmt.Errorf("the node id is missing: %w", backend.ErrInvalid)
+	}
+	if req.GetVolumeCapability() == nil && req.GetVolumeId() != "" {
+		return nil, errNoCapability
 	}
 	u, err := readUse(req.GetVolumeId(), req.GetVolumeCapability(), req.GetReadonly())
 	if err != nil {

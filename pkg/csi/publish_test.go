@@ -25,7 +25,7 @@ func TestNodeID(t *testing.T) {
 	if err != nil || again.Name != node.Name || len(again.Addresses) != 2 || again.Addresses[1] != node.Addresses[1] {
 		t.Error(again, err)
 	}
-	for _, id := range []string{"", ",192.0.2.7", "a,", "a,b", "a,fe80::1%eth0", "a,192.0.2.0/24", "a,192.0.2.7,"} {
+	for _, id := range []string{"", ",192.0.2.7", "a", "a,b", "a,fe80::1%eth0", "a,192.0.2.0/24", "a,192.0.2.7,"} {
 		if node, err := ParseNodeID(id); !isNotFound(err) {
 			t.Errorf("%q is %v, %v", id, node, err)
 		}
@@ -77,7 +77,7 @@ func TestPublish(t *testing.T) {
 	code(t, err, codes.NotFound)
 	_, err = publish(v.GetVolumeId(), "", writer, false)
 	code(t, err, codes.InvalidArgument)
-	_, err = f.ControllerPublishVolume(ctx, &csi.ControllerPublishVolumeRequest{VolumeId: v.GetVolumeId(), NodeId: "one"})
+	_, err = f.ControllerPublishVolume(ctx, &csi.ControllerPublishVolumeRequest{VolumeId: v.GetVolumeId(), NodeId: "one,"})
 	code(t, err, codes.InvalidArgument)
 
 	for _, unpublish := range []struct {
@@ -105,7 +105,7 @@ func TestNodeAlone(t *testing.T) {
 	f, ctx := newFixture(t), context.Background()
 	v := f.volume(create("data", writer, nil))
 	resp, err := f.ControllerPublishVolume(ctx, &csi.ControllerPublishVolumeRequest{
-		VolumeId: v.GetVolumeId(), NodeId: "here", VolumeCapability: cap1(writer)})
+		VolumeId: v.GetVolumeId(), NodeId: "here,", VolumeCapability: cap1(writer)})
 	if err != nil {
 		t.Fatal(err)
 	}
