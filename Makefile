@@ -47,10 +47,11 @@ e2e: deps-test bin/restic ## csi-sanity and the kill tests alone, in full words 
 	go test -count=1 -timeout 25m -v ./e2e/...
 
 # Built here, run there: to compile in such a machine takes for ever.
-e2e-nfs: deps-e2e-nfs ## mount NFS, CIFS and CephFS with a kernel that can, in User-mode Linux (root; 5 minutes)
-	@go vet -tags servers ./pkg/mount
-	@CGO_ENABLED=0 go test -c -tags servers -o bin/mount.test ./pkg/mount
+e2e-nfs: deps-e2e-nfs bin/restic ## mount NFS, CIFS and CephFS, and back up, with a kernel that can, in User-mode Linux (root; 5 minutes)
+	@go vet -tags servers ./pkg/mount ./pkg/mover
+	@CGO_ENABLED=0 go test -c -tags servers -o bin/ ./pkg/mount ./pkg/mover
 	@e2e/vm/run -t 240 e2e/vm/servers bin/mount.test -test.v -test.run '^Test(NFS|CIFS)'
+	@e2e/vm/run -t 240 e2e/vm/servers env ABACA_RESTIC=bin/restic bin/mover.test -test.v -test.run '^Test(NFS|CIFS)'
 	@e2e/vm/run -t 300 e2e/vm/ceph bin/mount.test -test.v -test.run '^TestCephFS$$'
 
 .PHONY: deps-build deps-test deps-demo deps-e2e-nfs bin/abaca bin/restic

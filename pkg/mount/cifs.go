@@ -24,7 +24,7 @@ var cifsWords = grammar{
 		serverino noserverino perm noperm dynperm nodynperm brl nobrl mfsymlinks nomfsymlinks iocharset= mapchars nomapchars mapposix nomapposix
 		unix nounix posixpaths noposixpaths nodfs nostrictsync strictsync user_xattr nouser_xattr acl noacl cifsacl nocifsacl idsfromsid modefromsid
 		multichannel nomultichannel max_channels= resilienthandles noresilienthandles persistenthandles nopersistenthandles
-		handlecache nohandlecache handletimeout= max_credits= echo_interval= sharesock nosharesock nosparse nodelete
+		handlecache nohandlecache handletimeout= nolease max_credits= echo_interval= sharesock nosharesock nosparse nodelete
 		nocase esize= compress rdma fsc context= fscontext= defcontext= rootcontext=`),
 	same: map[string]string{"_netdev": "", "defaults": "", "cred": "credentials", "dom": "domain", "workgroup": "domain",
 		"linux": "unix", "posix": "unix", "nolinux": "nounix", "noposix": "nounix", "ignorecase": "nocase"},
@@ -47,6 +47,11 @@ func (cifs) options(readOnly bool, src Source, flags []string) (options, error) 
 	}
 	if o.immutable {
 		o.usual("actimeo=3600", "acregmax", "acdirmax", "cache")
+		// Of a file with hard links only one name can be open with a lease, which
+		// names the file: Samba refuses the second (EINVAL). What cannot change is
+		// cached without.
+		o.usual("nolease")
+		o.usual("cache=loose")
 	}
 	return o, nil
 }

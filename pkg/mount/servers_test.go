@@ -216,7 +216,7 @@ func TestNFS(t *testing.T) {
 
 func TestCIFS(t *testing.T) {
 	src := Source{Protocol: "cifs", Locations: []string{`\\127.0.0.1\share`}}
-	shared(t, src, []string{"vers=3.1.1"}, []string{"vers=3.1.1", "serverino"}, []string{"actimeo=3600"})
+	shared(t, src, []string{"vers=3.1.1"}, []string{"vers=3.1.1", "serverino"}, []string{"actimeo=3600", "cache=loose", "nolease"})
 
 	m, dir := onServers(t)
 	who := t.TempDir() + "/who"

@@ -198,9 +198,10 @@ func (m *mover) backup(ctx context.Context, b *Backup) error {
 			Tags: []string{
 				TagBackup + b.Backup, TagVolume + b.Volume, TagName + url.QueryEscape(b.Name), fmt.Sprint(TagSize, b.Size),
 			},
-			Time:      b.Time,
-			Parent:    parent.Snapshot,
-			RetryLock: wait,
+			Time:        b.Time,
+			Parent:      parent.Snapshot,
+			IgnoreInode: m.task.Source.Renumbers(),
+			RetryLock:   wait,
 		}, m.Report)
 		return err
 	})

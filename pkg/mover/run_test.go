@@ -440,6 +440,14 @@ func TestRequest(t *testing.T) {
 			t.Error(info.ModTime(), info.Mode())
 		}
 	}
+	// Inode numbers count, wherever a snapshot keeps them.
+	for _, source := range []mount.Source{{Protocol: "cifs"}, {Protocol: "cifs", Path: ".snapshot/s"}, {Protocol: "nfs", Path: ".snapshot/s"}, {Protocol: "cephfs", Path: ".snap/s"}} {
+		task.Source = source
+		task.Source.Locations = []string{"/src"}
+		if result := Run(t.Context(), task, Env{Dir: dir, Restic: f, Mounts: &fakeMounts{log: &f.log}}); result.Error != "" || f.request.IgnoreInode != (source.Protocol == "cifs" && source.Path != "") {
+			t.Errorf("%+v: %+v, %+v", source, result, f.request)
+		}
+	}
 }
 
 func TestStopped(t *testing.T) {

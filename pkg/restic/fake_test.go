@@ -230,6 +230,10 @@ esac`)
 			return err
 		}, "--json --no-cache backup --host=h --retry-lock=0s --parent=" + id + " -- /"},
 		{func(ctx context.Context) error {
+			_, err := r.Backup(ctx, BackupRequest{Dir: "/", Host: "h", Parent: id, IgnoreInode: true}, nil)
+			return err
+		}, "--json --no-cache backup --host=h --retry-lock=0s --parent=" + id + " --ignore-inode -- /"},
+		{func(ctx context.Context) error {
 			_, err := r.Restore(ctx, RestoreRequest{SnapshotID: id, Dir: "/tmp"}, nil)
 			return err
 		}, "--json --no-cache restore --target=/tmp --sparse --verify --retry-lock=0s " + id + " /tmp"},

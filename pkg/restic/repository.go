@@ -168,6 +168,9 @@ func (r *Repository) Backup(ctx context.Context, req BackupRequest, progress fun
 		parent = "--parent=" + req.Parent
 	}
 	args = append(args, parent)
+	if req.IgnoreInode {
+		args = append(args, "--ignore-inode")
+	}
 	last, err := r.stream(ctx, req.Dir, progress, append(append(args, "--"), req.Targets...)...)
 	if err != nil && !errors.Is(err, ErrIncomplete) {
 		return nil, err

@@ -71,6 +71,9 @@ type BackupRequest struct {
 	Tags    []string
 	Time    time.Time // zero: now
 	Parent  string    // snapshot id, or empty for none
+	// IgnoreInode takes a file for the parent's when its size and its modification
+	// time are, whatever its inode number and its change time.
+	IgnoreInode bool
 	// RetryLock is how long to wait for a lock held by another process.
 	RetryLock time.Duration
 }

@@ -43,6 +43,8 @@ var mutations = []mutation{
 		"if share != nil && !share.Draft {", "if share != nil {", "./pkg/csi", "TestVolumeIsBoundWhenItIsRestored"},
 	{"5 an unchanged volume is not read", "pkg/restic/repository.go",
 		`parent = "--parent=" + req.Parent`, `parent = "--force"`, "./e2e", "TestUnchangedBackupIsCheap"},
+	{"5 inode numbers that do not last are not compared", "pkg/mover/run.go",
+		"m.task.Source.Renumbers(),", "false,", "./pkg/mover", "TestRequest"},
 	{"6 no secret in an error", "pkg/restic/error.go",
 		"text := redact.Replace(line)", "text := line", "./pkg/restic", "TestSecrets"},
 	{"6 no secret in the log", "pkg/csi/interceptors.go",
