@@ -259,6 +259,9 @@ type Export struct {
 	User string `json:"user,omitempty"`
 	// Node is the only node that can mount the export; empty for any node.
 	Node string `json:"node,omitempty"`
+	// Renumbered says that files which have not changed may have other inode
+	// numbers and change times here than in the snapshot before.
+	Renumbered bool `json:"renumbered,omitempty"`
 	// Way says how the storage system shows a snapshot, for people; empty where
 	// there is one way.
 	Way string `json:"way,omitempty"`

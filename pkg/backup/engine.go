@@ -235,7 +235,7 @@ func (e *Engine) Export(ctx context.Context, b backend.Backend, target backend.T
 
 // Source is a backend's export as package mount wants it.
 func Source(x *backend.Export) mount.Source {
-	return mount.Source{Protocol: x.Protocol, Locations: x.Locations, Path: x.Path, Options: x.Options, User: x.User}
+	return mount.Source{Protocol: x.Protocol, Locations: x.Locations, Path: x.Path, Options: x.Options, User: x.User, Renumbered: x.Renumbered}
 }
 
 // advance takes a backup's job one step on from where it was found. The caller

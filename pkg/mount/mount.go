@@ -49,6 +49,9 @@ type Source struct {
 	// User is the name under which the storage system knows the node, empty where
 	// there is none. Its key is not here: the node has it.
 	User string `json:"user,omitempty"`
+	// Renumbered says that files which are the same may have other inode numbers
+	// and change times than in the snapshot before.
+	Renumbered bool `json:"renumbered,omitempty"`
 }
 
 // Immutable among a [Source]'s options says that nothing in it ever changes, so
@@ -66,11 +69,13 @@ func (s Source) String() string {
 }
 
 // Renumbers says that a file of this source may have another inode number in each
-// snapshot, though it is the same file: in a snapshot that SMB shows in the tree
-// of its share. Samba puts the snapshot's device number into all of them, and
+// snapshot, though it is the same file: because it is copied for each, or because
+// it is in a snapshot that SMB shows in the tree of its share. Samba puts the snapshot's device number into all of them, and
 // when the snapshot's top has the number of the share's, the kernel makes
 // numbers up. One that has a location of its own keeps them.
-func (s Source) Renumbers() bool { return s.Protocol == "cifs" && s.Path != "" }
+func (s Source) Renumbers() bool {
+	return s.Renumbered || s.Protocol == "cifs" && s.Path != ""
+}
 
 // Stats is what statfs(2) says about a mounted path.
 type Stats struct {

@@ -294,7 +294,7 @@ func (b *Backend) exportOf(ctx context.Context, s *share, consumer string) (*bac
 		if nerr != nil || len(found) == 0 {
 			return nil, errors.Join(nerr, fmt.Errorf("%w: the copy of the snapshot has gone", backend.ErrUnavailable))
 		}
-		at = found[0]
+		at, x.Renumbered = found[0], true
 		paths, err = b.pathsOf(ctx, at.ID)
 	case wayDirectory:
 		if x.Path, err = b.directory(ctx, s, target.SnapshotID); err != nil {
