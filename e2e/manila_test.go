@@ -6,11 +6,15 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
+	"sync"
 	"testing"
 	"time"
 
 	spec "github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
 	"k8s.io/klog/v2"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
@@ -118,10 +122,28 @@ func TestManilaSanity(t *testing.T) {
 	}
 }
 
-// TestManilaMainJob is the main job on it: a snapshot mounted in place, a backup
-// of which the second reads only what has changed, and a restore.
+// TestManilaMainJob is the main job on it.
 func TestManilaMainJob(t *testing.T) {
 	s, d, cloud := newCloudSite(t)
+	d.mainJob()
+	for range 100 {
+		if cloud.Counts() == "0 shares, 0 snapshots, 0 rules" {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	if left := cloud.Counts(); left != "0 shares, 0 snapshots, 0 rules" {
+		t.Errorf("left in the cloud: %s", left)
+	}
+	if left, _ := os.ReadDir(s.path("state", "keys")); len(left) > 0 {
+		t.Errorf("left in the key store: %v", left)
+	}
+}
+
+// mainJob mounts a snapshot in place, makes a backup and restores it.
+func (d *driver) mainJob() {
+	t := d.site.t
+	t.Helper()
 	data := d.volume(volumeRequest("data", writers))
 	live := d.publish(data, writers)
 	put(t, live, "file", "old\n")
@@ -154,16 +176,119 @@ func TestManilaMainJob(t *testing.T) {
 	}
 	d.deleteSnapshot(snap.GetSnapshotId())
 	d.deleteSnapshot(saved.GetSnapshotId())
-	for range 100 {
-		if cloud.Counts() == "0 shares, 0 snapshots, 0 rules" {
-			break
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
+}
+
+// TestManilaMany makes many volumes at once, and leaves nothing of them. How many
+// is in ABACA_E2E_MANY.
+func TestManilaMany(t *testing.T) {
+	s, d, cloud := newCloudSite(t)
+	d.many(howMany(t, 16))
 	if left := cloud.Counts(); left != "0 shares, 0 snapshots, 0 rules" {
 		t.Errorf("left in the cloud: %s", left)
 	}
 	if left, _ := os.ReadDir(s.path("state", "keys")); len(left) > 0 {
 		t.Errorf("left in the key store: %v", left)
 	}
+	backups, err := d.ListSnapshots(d.ctx(), &spec.ListSnapshotsRequest{})
+	if err != nil || len(backups.GetEntries()) > 0 {
+		t.Errorf("left in the repository: %v, %v", backups, err)
+	}
 }
+
+func howMany(t *testing.T, usually int) int {
+	t.Helper()
+	text := os.Getenv("ABACA_E2E_MANY")
+	if text == "" {
+		return usually
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		t.Fatalf("ABACA_E2E_MANY is %q", text)
+	}
+	return n
+}
+
+// many has eight users do all that there is with n volumes: made, mounted, written
+// to, snapshotted, looked at, backed up and deleted.
+func (d *driver) many(n int) {
+	t := d.site.t
+	t.Helper()
+	numbers := make(chan int)
+	var users sync.WaitGroup
+	for range 8 {
+		users.Go(func() {
+			for i := range numbers {
+				text := fmt.Sprintf("volume %d\n", i)
+				v := d.volume(volumeRequest(fmt.Sprintf("many-%d", i), writers))
+				put(t, d.publish(v, writers), "file", text)
+				snap := d.snapshot(snapshotRequest(fmt.Sprintf("many-%d", i), v.GetVolumeId()))
+				view := d.volume(fromSnapshot(volumeRequest(fmt.Sprintf("view-%d", i), readers), snap.GetSnapshotId()))
+				if got := get(t, d.publish(view, readers), "file"); got != text {
+					t.Errorf("the snapshot of volume %d holds %q", i, got)
+				}
+				d.unpublish(view)
+				saved := d.snapshot(backupRequest(fmt.Sprintf("saved-%d", i), v.GetVolumeId()))
+				d.unpublish(v)
+				d.deleteVolume(v.GetVolumeId())
+				d.deleteVolume(view.GetVolumeId())
+				d.deleteSnapshot(snap.GetSnapshotId())
+				d.deleteSnapshot(saved.GetSnapshotId())
+			}
+		})
+	}
+	for i := range n {
+		numbers <- i
+		if t.Failed() {
+			break
+		}
+	}
+	close(numbers)
+	users.Wait()
+}
+
+// TestNodeWithoutCredentials: a node that knows nothing of the cloud mounts what is
+// published to it, and nothing else.
+func TestNodeWithoutCredentials(t *testing.T) {
+	s, controller, _ := newCloudSite(t)
+	socket := s.path("node.sock")
+	node := s.launch(exec.Command(program, "node", "--endpoint", "unix://"+socket, "--node-id", nodeID, "--node-address", "192.0.2.7,2001:db8::7",
+		"--state-dir", s.path("node-state")), socket)
+	info, err := node.NodeGetInfo(node.ctx(), &spec.NodeGetInfoRequest{})
+	if err != nil || info.GetNodeId() != nodeID+",192.0.2.7,2001:db8::7" {
+		t.Fatalf("%v, %v", info, err)
+	}
+	v := controller.volume(volumeRequest("data", writers))
+	staging, target := s.path("staging"), s.path("target")
+	stage := &spec.NodeStageVolumeRequest{VolumeId: v.GetVolumeId(), StagingTargetPath: staging, VolumeCapability: capability(writers)}
+	_, err = node.NodeStageVolume(node.ctx(), stage)
+	wantCode(t, err, codes.InvalidArgument, "published")
+	published, err := controller.ControllerPublishVolume(controller.ctx(), &spec.ControllerPublishVolumeRequest{
+		VolumeId: v.GetVolumeId(), NodeId: info.GetNodeId(), VolumeCapability: capability(writers)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stage.PublishContext = published.GetPublishContext()
+	if _, err := node.NodeStageVolume(node.ctx(), stage); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := node.NodePublishVolume(node.ctx(), &spec.NodePublishVolumeRequest{VolumeId: v.GetVolumeId(), StagingTargetPath: staging,
+		TargetPath: target, VolumeCapability: capability(writers), PublishContext: stage.PublishContext}); err != nil {
+		t.Fatal(err)
+	}
+	put(t, target, "file", "x")
+	for _, err := range []error{
+		errOf(node.NodeUnpublishVolume(node.ctx(), &spec.NodeUnpublishVolumeRequest{VolumeId: v.GetVolumeId(), TargetPath: target})),
+		errOf(node.NodeUnstageVolume(node.ctx(), &spec.NodeUnstageVolumeRequest{VolumeId: v.GetVolumeId(), StagingTargetPath: staging})),
+		errOf(controller.ControllerUnpublishVolume(controller.ctx(), &spec.ControllerUnpublishVolumeRequest{VolumeId: v.GetVolumeId(), NodeId: info.GetNodeId()})),
+	} {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if left, _ := os.ReadDir(s.path("state", "keys")); len(left) > 0 {
+		t.Errorf("nobody mounts it, and there are keys: %v", left)
+	}
+	controller.deleteVolume(v.GetVolumeId())
+}
+
+func errOf[T any](_ T, err error) error { return err }

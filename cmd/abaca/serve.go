@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -44,7 +45,8 @@ type serveOptions struct {
 
 	endpoint, httpEndpoint string
 	config, repositories   string
-	nodeID, zone, stateDir string
+	nodeID, zone           string
+	stateDir, keys         string
 	addresses              []string
 	restic                 string
 	anyRestic, checkRestic bool
@@ -59,12 +61,18 @@ func newServeCommand(name, short string, controller, node bool) *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&o.endpoint, "endpoint", "", "where the CSI services listen: unix:///path")
 	f.StringVar(&o.httpEndpoint, "http-endpoint", "", "where /metrics, /healthz and /status listen, such as :9090; empty for nowhere")
-	f.StringVar(&o.config, "config", "", "the file with the backends")
+	if configHelp := "the file with the backends"; controller {
+		f.StringVar(&o.config, "config", "", configHelp)
+		must(cmd, "config")
+	} else {
+		f.StringVar(&o.config, "config", "", configHelp+"; empty if all volumes are published by a controller")
+	}
 	f.StringVar(&o.nodeID, "node-id", "", "the name of this node")
 	f.StringSliceVar(&o.addresses, "node-address", nil, "the IP `addresses` by which storage systems see this node, for those that let nodes in by address")
 	f.StringVar(&o.zone, "zone", "", "the zone that this node is in, for backends that have zones; empty for none")
 	f.StringVar(&o.stateDir, "state-dir", "", "where the records of staged volumes and of movers are kept (default: state below the path of the first local backend, or "+defaultState+")")
-	must(cmd, "endpoint", "config", "node-id")
+	f.StringVar(&o.keys, "keys", "", "the directory with the access keys of shares (default: keys below the state directory)")
+	must(cmd, "endpoint", "node-id")
 	if controller {
 		f.StringVar(&o.repositories, "repositories", "", "the directory with one folder for each restic repository; empty for no backups")
 		f.StringVar(&o.restic, "restic", defaultRestic(), "the restic program")
@@ -98,9 +106,12 @@ func exists(path string) bool {
 }
 
 func (o serveOptions) run(ctx context.Context) error {
-	c, err := loadConfig(o.config)
-	if err != nil {
-		return err
+	c := &config{}
+	if o.config != "" {
+		var err error
+		if c, err = loadConfig(o.config); err != nil {
+			return err
+		}
 	}
 	if err := o.check(ctx); err != nil {
 		return err
@@ -115,12 +126,16 @@ func (o serveOptions) run(ctx context.Context) error {
 			o.stateDir = filepath.Join(c.Backends[i].Local.Path, "state")
 		}
 	}
+	if o.keys == "" {
+		o.keys = filepath.Join(o.stateDir, "keys")
+	}
 	driver := &csi.Driver{
 		Version: version, Controller: o.controller, Node: o.node, NodeID: o.nodeID, Addresses: addresses, Zone: o.zone,
-		Backends: map[string]backend.Backend{}, DefaultBackend: c.Backends[0].Name,
-		Mounts: mount.New(mount.Options{Keys: o.keys()}), Metrics: metrics.NewCSIMetricsManagerForPlugin(csi.DriverName), Now: time.Now,
+		Backends: map[string]backend.Backend{},
+		Mounts:   mount.New(mount.Options{Keys: o.keys}), Metrics: metrics.NewCSIMetricsManagerForPlugin(csi.DriverName), Now: time.Now,
 	}
 	for _, b := range c.Backends {
+		driver.DefaultBackend = cmp.Or(driver.DefaultBackend, b.Name)
 		if b.Manila != nil {
 			opened, err := o.manila(ctx, b.Manila)
 			if err != nil {
@@ -176,15 +191,12 @@ func (o serveOptions) run(ctx context.Context) error {
 // defaultState is where records are without a local backend.
 const defaultState = "/var/lib/abaca/state"
 
-// keys is the directory of the access keys.
-func (o serveOptions) keys() string { return filepath.Join(o.stateDir, "keys") }
-
 // manila opens a cloud, with the access-key store that nodes read.
 func (o serveOptions) manila(ctx context.Context, c *manilaConfig) (backend.Backend, error) {
 	if err := os.MkdirAll(o.stateDir, 0o700); err != nil {
 		return nil, err
 	}
-	store, err := keys.Open(o.keys())
+	store, err := keys.Open(o.keys)
 	if err != nil {
 		return nil, err
 	}
@@ -258,7 +270,7 @@ func (o serveOptions) engine(backends map[string]backend.Backend, node backend.N
 	return &backup.Engine{
 		Backends: backends, Repositories: repositories, Now: time.Now, Tick: time.Second, Node: node,
 		Runner: &inprocess.Runner{Dir: movers, Repositories: repositories, Now: time.Now,
-			Command: []string{self, "mover"}, Keys: o.keys()},
+			Command: []string{self, "mover"}, Keys: o.keys},
 	}, nil
 }
 

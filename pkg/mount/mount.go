@@ -70,9 +70,9 @@ func (s Source) String() string {
 
 // Renumbers says that a file of this source may have another inode number in each
 // snapshot, though it is the same file: because it is copied for each, or because
-// it is in a snapshot that SMB shows in the tree of its share. Samba puts the snapshot's device number into all of them, and
-// when the snapshot's top has the number of the share's, the kernel makes
-// numbers up. One that has a location of its own keeps them.
+// it is in a snapshot that SMB shows in the tree of its share. Samba puts the
+// snapshot's device number into all of them, and when the snapshot's top has the
+// number of the share's, the kernel makes numbers up. One that has a location of its own keeps them.
 func (s Source) Renumbers() bool {
 	return s.Renumbered || s.Protocol == "cifs" && s.Path != ""
 }

@@ -64,6 +64,9 @@ func (s *site) createVolume(ctx context.Context, name string, size int64, snapsh
 		v.mode = readers
 		req.VolumeContentSource = snapshotSource(snapshot)
 	}
+	if s.cloud.shareType != "" && snapshot == "" {
+		req.Parameters = map[string]string{"type": s.cloud.shareType}
+	}
 	req.VolumeCapabilities = []*csi.VolumeCapability{v.capability()}
 	resp, err := again(ctx, func() (*csi.CreateVolumeResponse, error) { return s.controller.CreateVolume(ctx, req) })
 	v.id, v.context = resp.GetVolume().GetVolumeId(), resp.GetVolume().GetVolumeContext()

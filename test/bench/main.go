@@ -5,7 +5,8 @@
 //	bench -only manila [-clouds FILE -cloud NAME -type TYPE] [-at N,N] [-bin DIR]
 //
 // It needs root, and bin/abaca and bin/restic. The exit code is 0 only if all
-// was measured and every target is met.
+// was measured and every target is met. With a cloud, shares are on its Manila
+// in the place of the embedded backend.
 //
 // The part manila is measured only if it is asked for: it compares Abaca with
 // manila-csi, on a simulated cloud or on a real one.
@@ -67,7 +68,7 @@ func main() {
 		cloud.bin = *bin
 		err = measureManila(ctx, cloud)
 	} else {
-		err = run(ctx, *files, *runs, *only, *out, *bin)
+		err = run(ctx, *files, *runs, *only, *out, *bin, cloud)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -83,7 +84,7 @@ func partNames() string {
 	return strings.Join(names, ",") // and manilaPart, by itself
 }
 
-func run(ctx context.Context, files, runs int, only, out, bin string) (err error) {
+func run(ctx context.Context, files, runs int, only, out, bin string, cloud cloudOptions) (err error) {
 	if os.Getuid() != 0 {
 		return errors.New("needs root, to mount")
 	}
@@ -99,7 +100,7 @@ func run(ctx context.Context, files, runs int, only, out, bin string) (err error
 			return fmt.Errorf("there is no part %q: it is one of %s", w, partNames())
 		}
 	}
-	s, err := newSite(ctx, bin, 16<<30+int64(files)*64<<10)
+	s, err := newSite(ctx, bin, 16<<30+int64(files)*64<<10, cloud)
 	if err != nil {
 		return err
 	}
@@ -152,6 +153,9 @@ func (b *bench) table(part, title string, header ...string) *table {
 	command := fmt.Sprintf("go run ./test/bench -only %s -runs %d", part, b.runs)
 	if part == "backup" || part == "memory" {
 		command += fmt.Sprintf(" -files %d", b.files)
+	}
+	if b.cloud.file != "" {
+		title, command = title+", on a real Manila", command+" -clouds FILE -cloud NAME"
 	}
 	t := &table{title: title, command: command, header: append(header, "target", "met")}
 	b.tables = append(b.tables, t)

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/container-storage-interface/spec/lib/go/csi"
 	"golang.org/x/sys/unix"
 
 	"github.com/abaca-csi/abaca/pkg/backend/local"
@@ -30,6 +31,7 @@ const (
 type site struct {
 	dir     string
 	size    int64              // of the btrfs image, which is sparse
+	cloud   cloudOptions       // where shares are, if it has a file
 	*plugin                    // once it is started
 	volumes map[string]*volume // those that are mounted, by handle
 	web     string             // where the driver tells its status
@@ -37,12 +39,12 @@ type site struct {
 
 // newSite makes a site with copies of the programs, so that a build that goes
 // on beside the run does not change what is measured.
-func newSite(ctx context.Context, bin string, size int64) (*site, error) {
+func newSite(ctx context.Context, bin string, size int64, cloud cloudOptions) (*site, error) {
 	dir, err := os.MkdirTemp("", "abaca-bench-")
 	if err != nil {
 		return nil, err
 	}
-	s := &site{dir: dir, size: size, volumes: map[string]*volume{}}
+	s := &site{dir: dir, size: size, cloud: cloud, volumes: map[string]*volume{}}
 	for _, d := range []string{"repositories", "bin"} {
 		err = errors.Join(err, os.Mkdir(s.path(d), 0o700))
 	}
@@ -55,8 +57,12 @@ func newSite(ctx context.Context, bin string, size int64) (*site, error) {
 		err = noRace(s.path("bin", "abaca"))
 	}
 	if err == nil {
-		err = os.WriteFile(s.path("config.yaml"),
-			fmt.Appendf(nil, "backends:\n- name: local\n  local: {path: %q, size: %d}\n", s.path("backend"), size), 0o600)
+		config := fmt.Sprintf("backends:\n- name: local\n  local: {path: %q, size: %d}\n", s.path("backend"), size)
+		if cloud.file != "" {
+			// The name of the directory is nobody else's.
+			config = fmt.Sprintf("backends:\n- name: manila\n  manila: {clouds: %q, cloud: %q, instance: %q}\n", cloud.file, cloud.name, filepath.Base(dir))
+		}
+		err = os.WriteFile(s.path("config.yaml"), []byte(config), 0o600)
 	}
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
@@ -102,7 +108,7 @@ func (s *site) start(ctx context.Context) error {
 	}
 	s.web = "http://" + port
 	s.plugin, err = startPlugin(ctx, s.path("csi.sock"), s.path("log"), s.path("bin", "abaca"), "standalone", "--endpoint", "unix://"+s.path("csi.sock"),
-		"--config", s.path("config.yaml"), "--repositories", s.path("repositories"), "--node-id", nodeID, "--http-endpoint", port)
+		"--config", s.path("config.yaml"), "--repositories", s.path("repositories"), "--node-id", nodeID, "--http-endpoint", port, "--state-dir", s.path("state"))
 	return err
 }
 
@@ -122,11 +128,18 @@ func (s *site) addRepository(name, location string) error {
 // kernel drops deleted snapshots and writes dirty pages in the background. It
 // comes before everything that is measured, for both sides alike.
 func (s *site) settle(ctx context.Context) error {
+	if s.cloud.file != "" {
+		return s.sync(s.dir)
+	}
 	image := s.path("backend", "mnt")
 	if out, err := exec.CommandContext(ctx, "btrfs", "subvolume", "sync", image).CombinedOutput(); err != nil {
 		return fmt.Errorf("btrfs subvolume sync: %w: %s", err, bytes.TrimSpace(out))
 	}
-	for _, dir := range []string{image, s.dir} { // the image lies in the other
+	return s.sync(image, s.dir) // the image lies in the other
+}
+
+func (s *site) sync(dirs ...string) error {
+	for _, dir := range dirs {
 		f, err := os.Open(dir)
 		if err != nil {
 			return err
@@ -147,9 +160,12 @@ func (s *site) clean(ctx context.Context) error {
 		for _, v := range s.volumes {
 			errs = append(errs, s.unpublish(ctx, v))
 		}
+		if s.cloud.file != "" {
+			errs = append(errs, s.removeAll(ctx))
+		}
 		errs = append(errs, s.stop())
 		// Movers outlive a driver, so that the next one finds them.
-		movers := &inprocess.Runner{Dir: s.path("backend", "state", "movers"), Now: time.Now}
+		movers := &inprocess.Runner{Dir: s.path("state", "movers"), Now: time.Now}
 		jobs, err := movers.Jobs(ctx)
 		errs = append(errs, err)
 		for _, j := range jobs {
@@ -173,6 +189,9 @@ func (s *site) detach(ctx context.Context) error {
 	for _, at := range left {
 		err = errors.Join(err, mounts.Unmount(ctx, at))
 	}
+	if s.cloud.file != "" {
+		return err
+	}
 	if _, serr := os.Stat(s.path("backend", "mnt")); serr != nil {
 		return err // it did not come so far
 	}
@@ -186,6 +205,28 @@ func (s *site) detach(ctx context.Context) error {
 			return errors.Join(err, derr)
 		}
 	}
+}
+
+// removeAll deletes what is left in a cloud, where nothing goes with the site.
+func (s *site) removeAll(ctx context.Context) error {
+	snapshots, err := s.controller.ListSnapshots(ctx, &csi.ListSnapshotsRequest{})
+	if err != nil {
+		return err
+	}
+	volumes, err := s.controller.ListVolumes(ctx, &csi.ListVolumesRequest{})
+	if err != nil {
+		return err
+	}
+	for _, v := range volumes.GetEntries() { // before the snapshots that some of them hold
+		err = errors.Join(err, s.deleteVolume(ctx, &volume{id: v.GetVolume().GetVolumeId()}))
+	}
+	for _, e := range snapshots.GetEntries() {
+		_, derr := again(ctx, func() (*csi.DeleteSnapshotResponse, error) {
+			return s.controller.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: e.GetSnapshot().GetSnapshotId()})
+		})
+		err = errors.Join(err, derr)
+	}
+	return err
 }
 
 // machine describes where the figures come from.

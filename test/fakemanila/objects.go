@@ -14,7 +14,7 @@ import (
 
 // Share is a share as Manila keeps it.
 type Share struct {
-	ID, Name, Status, Protocol, Type, Zone, Network, FromSnapshot string
+	ID, Name, Status, Protocol, Type, Zone, Network, FromSnapshot, Group string
 
 	Size     int // in GiB, as the API tells it
 	Quota    int // in GiB, as the storage has it
@@ -129,7 +129,7 @@ func (c *call) describe(s *Share) map[string]any {
 	t := c.typeOf(s.Type)
 	out := map[string]any{
 		"id": s.ID, "size": s.Size, "availability_zone": nullable(s.Zone), "created_at": s.Created.UTC().Format(stamp), "status": s.Status,
-		"name": nullable(s.Name), "description": nil, "project_id": project, "snapshot_id": nullable(s.FromSnapshot), "share_network_id": nullable(s.Network),
+		"name": nullable(s.Name), "description": nil, "project_id": project, "snapshot_id": nullable(s.FromSnapshot), "share_network_id": nullable(s.Network), "share_group_id": nullable(s.Group),
 		"share_proto": s.Protocol, "metadata": s.Metadata, "share_type": t.ID, "share_type_name": t.Name, "is_public": false,
 		"snapshot_support": truth(t.Specs["snapshot_support"]), "create_share_from_snapshot_support": truth(t.Specs["create_share_from_snapshot_support"]),
 		"mount_snapshot_support": truth(t.Specs["mount_snapshot_support"]), "revert_to_snapshot_support": false,
@@ -218,7 +218,7 @@ func (c *call) createShare() answer {
 		return refuse(413, "ShareSizeExceedsAvailableQuota: Requested share exceeds allowed project/user or share type gigabytes quota.")
 	}
 	s := &Share{ID: newID(), Name: text(req, "name"), Status: "creating", Protocol: strings.ToUpper(text(req, "share_proto")), Type: t.ID,
-		Zone: cmp.Or(text(req, "availability_zone"), "az-one"), Network: text(req, "share_network_id"), Size: int(size), Quota: int(size),
+		Zone: cmp.Or(text(req, "availability_zone"), "az-one"), Network: text(req, "share_network_id"), Group: text(req, "share_group_id"), Size: int(size), Quota: int(size),
 		Metadata: metadata, Created: time.Now()}
 	if source != nil {
 		s.Status, s.FromSnapshot, s.Quota = "creating_from_snapshot", source.ID, source.Size // a defect of the real one
@@ -301,6 +301,9 @@ func (c *call) deleteShare() answer {
 	s := c.share()
 	if s == nil {
 		return refuse(404, "The resource could not be found.")
+	}
+	if s.Group != "" && c.r.URL.Query().Get("share_group_id") == "" {
+		return refuse(400, "Must provide 'share_group_id' as a request parameter when deleting a share in a share group.")
 	}
 	if reason, ok := c.locks[s.ID]; ok {
 		return refuse(403, "Resource lock prevents delete action: %s", reason)

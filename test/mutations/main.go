@@ -69,6 +69,8 @@ var mutations = []mutation{
 		"if err != nil || len(holders) == 0 {", "if true {", "./pkg/backend/local", "TestConformance"},
 	{"a node that was let in stays in", "pkg/backend/manila/access.go",
 		"if !s.leaving(g, b.o.Now().Add(-leavingAge)) {", "if true {", "./pkg/backend/manila", "TestGrantMeetsRevoke"},
+	{"nobody is let in to what goes", "pkg/backend/manila/access.go",
+		"if s.Metadata[holdKey(consumer, s.holds()[consumer])] != held {", "if false {", "./pkg/backend/manila", "TestGrantMeetsUnexport"},
 	{"an access rule goes with the last that needs it", "pkg/backend/manila/access.go",
 		"slices.ContainsFunc(needed.accesses, func(n access) bool { return n.to == a.to })", "len(needed.accesses) < 0", "./pkg/backend/manila", "TestNodes"},
 	{"one name is one backup", "pkg/backup/engine.go",

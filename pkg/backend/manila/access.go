@@ -164,6 +164,9 @@ func (b *Backend) Grant(ctx context.Context, consumer string, node backend.Node,
 		if s, err = b.getShare(ctx, s.ID); err != nil {
 			return nil, err
 		}
+		if s.Metadata[holdKey(consumer, s.holds()[consumer])] != held {
+			return nil, errors.Join(backend.ErrNotFound, b.dropMetadata(ctx, "shares/"+s.ID, g.key()))
+		}
 		if !s.leaving(g, b.o.Now().Add(-leavingAge)) {
 			break
 		}

@@ -282,3 +282,35 @@ func TestFamilies(t *testing.T) {
 		t.Error("both")
 	}
 }
+
+// TestGrantMeetsUnexport: one process lets a node in at the moment in which another
+// ends the hold. Nothing is left of either.
+func TestGrantMeetsUnexport(t *testing.T) {
+	for point := 1; point <= 3; point++ {
+		c := newCloud(t, fakemanila.Options{Delay: slow})
+		share := c.served(c.open())
+		here, there := c.open(), c.open()
+		early := errors.New("there are not so many changes")
+		c.Strike(func(change int, after bool) bool {
+			if change == point && !after {
+				_, early = here.Grant(t.Context(), "one", node1, false)
+			}
+			return false
+		})
+		if err := there.Unexport(t.Context(), backend.Target{ShareID: share.ID}, "one"); err != nil {
+			t.Error(err)
+		}
+		c.Strike(nil)
+		if point > 1 && !errors.Is(early, backend.ErrNotFound) {
+			t.Errorf("let in to what goes, before its change %d: %v", point, early)
+		}
+		c.wantRules(map[string]string{})
+		c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+			for key := range shares[share.ID].Metadata {
+				if strings.HasPrefix(key, prefixGrant) {
+					t.Errorf("left on the share before change %d: %s", point, key)
+				}
+			}
+		})
+	}
+}

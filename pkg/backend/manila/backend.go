@@ -52,6 +52,7 @@ type Keys interface {
 // The minor microversions of API v2 that something needs.
 const (
 	least             = 45 // access rules as objects, which have states
+	sinceGroups       = 55 // share groups, no longer experimental
 	sinceHints        = 65 // affinity
 	sinceSnapMetadata = 73
 	known             = 89 // the newest that was tried

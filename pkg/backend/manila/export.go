@@ -24,6 +24,7 @@ const (
 
 	intended = "intended"
 	held     = "held"
+	parting  = "parting" // Unexport is at work on it; nobody is let in any more
 )
 
 func holdKey(consumer, what string) string { return prefixHold + consumer + "." + what }
@@ -43,7 +44,7 @@ func (s *share) marks(f func(consumer, what, value string)) {
 func (s *share) holds() map[string]string {
 	all := map[string]string{}
 	s.marks(func(consumer, what, value string) {
-		if value == held {
+		if value != intended {
 			all[consumer] = what
 		}
 	})
@@ -141,7 +142,12 @@ func (b *Backend) hold(ctx context.Context, target backend.Target, consumer stri
 		if now := s.target(consumer); now != target {
 			return nil, fmt.Errorf("%w: this consumer holds %+v", backend.ErrConflict, now)
 		}
-		return s, nil
+		key := holdKey(consumer, s.holds()[consumer])
+		if s.Metadata[key] == parting { // which a killed process has left
+			err = b.setMetadata(ctx, "shares/"+s.ID, map[string]string{key: held})
+			s.Metadata[key] = held
+		}
+		return s, err
 	}
 	id, what := target.ShareID, holdsShare
 	if target.SnapshotID != "" {
@@ -397,7 +403,16 @@ func (b *Backend) Unexport(ctx context.Context, target backend.Target, consumer 
 
 // release takes away what Grant and Export have made, and then the hold.
 func (b *Backend) release(ctx context.Context, s *share, consumer string, target backend.Target) error {
-	if err := b.revoke(ctx, s, consumer, ""); err != nil {
+	// A Grant that has not yet written what it needs will see this.
+	key := holdKey(consumer, s.holds()[consumer])
+	err := b.setMetadata(ctx, "shares/"+s.ID, map[string]string{key: parting})
+	if err == nil {
+		s, err = b.getShare(ctx, s.ID)
+	}
+	if err == nil {
+		err = b.revoke(ctx, s, consumer, "")
+	}
+	if err != nil {
 		return err
 	}
 	if target.SnapshotID != "" && s.wayOf() == wayCopy {

@@ -17,6 +17,7 @@ var parameters = map[string]bool{
 	"type":                false, // name or id of a share type
 	"protocol":            false, // CEPHFS, NFS or CIFS
 	"shareNetworkID":      false,
+	"groupID":             false, // share group
 	"availability":        false, // zone
 	"autoTopology":        true,  // "true": the zone that the volume is wanted in
 	"appendShareMetadata": false, // JSON object of strings

@@ -29,6 +29,7 @@ type share struct {
 	TypeName    string            `json:"share_type_name"`
 	Zone        string            `json:"availability_zone"`
 	SnapshotID  string            `json:"snapshot_id"`
+	Group       string            `json:"share_group_id"`
 	Size        int64             `json:"size"` // GiB
 	Metadata    map[string]string `json:"metadata"`
 	Created     stamp             `json:"created_at"`

@@ -100,8 +100,13 @@ func (b *Backend) make(ctx context.Context, req backend.CreateShareRequest) (*sh
 			ask["share_proto"] = protocolOf(t)
 		}
 	}
-	if n := p["shareNetworkID"]; n != "" {
-		ask["share_network_id"] = n
+	for parameter, field := range map[string]string{"shareNetworkID": "share_network_id", "groupID": "share_group_id"} {
+		if p[parameter] != "" {
+			ask[field] = p[parameter]
+		}
+	}
+	if p["groupID"] != "" && b.minor < sinceGroups {
+		return nil, fmt.Errorf("%w: parameter \"groupID\" needs Manila's microversion 2.%d, and this one speaks 2.%d", backend.ErrUnsupported, sinceGroups, b.minor)
 	}
 	switch {
 	case p["availability"] != "":
@@ -456,7 +461,11 @@ func (b *Backend) removeShare(ctx context.Context, s *share) error {
 
 func (b *Backend) removeFromCloud(ctx context.Context, s *share) error {
 	id := s.ID
-	refused, err := b.discard(ctx, "shares/"+id, s.Status, func() (string, error) {
+	path := "shares/" + id
+	if s.Group != "" { // Manila wants to be told that one knows
+		path += "?share_group_id=" + url.QueryEscape(s.Group)
+	}
+	refused, err := b.discard(ctx, path, s.Status, func() (string, error) {
 		now, err := b.await(ctx, id, "", func(s *share) bool { return settled(s.Status) })
 		if now == nil {
 			return "", err

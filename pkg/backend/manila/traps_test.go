@@ -626,4 +626,15 @@ func TestParameters(t *testing.T) {
 	if x.Protocol != "nfs" || len(x.Locations) != 2 || !strings.HasPrefix(x.Locations[0], "127.0.0.1:/") || strings.Contains(fmt.Sprint(x.Locations), "admin") {
 		t.Errorf("%+v", x)
 	}
+	grouped := request("grouped")
+	grouped.Parameters = map[string]string{"groupID": "a-group"}
+	member := ok[*backend.Share](t)(b.CreateShare(t.Context(), grouped))
+	c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+		if s := shares[member.ID]; s.Group != "a-group" {
+			t.Errorf("%+v", s)
+		}
+	})
+	if err := b.DeleteShare(t.Context(), member.ID); err != nil {
+		t.Error(err)
+	}
 }
