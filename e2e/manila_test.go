@@ -77,6 +77,13 @@ func newCloudSite(t *testing.T) (*site, *driver, *fakemanila.Server) {
 			t.Fatal(err)
 		}
 	}
+	return s, s.cloudDriver(cloud), cloud
+}
+
+// cloudDriver is one more driver over the same cloud and state.
+func (s *site) cloudDriver(cloud *fakemanila.Server) *driver {
+	t := s.t
+	t.Helper()
 	ctx, cancel := context.WithCancel(klog.NewContext(context.Background(), klog.Background()))
 	store, err := keys.Open(s.path("state", "keys"))
 	if err != nil {
@@ -98,7 +105,8 @@ func newCloudSite(t *testing.T) (*site, *driver, *fakemanila.Server) {
 				Command: []string{program, "mover"}, Keys: store.Path()},
 		},
 	}
-	listener, err := net.Listen("unix", s.path("csi.sock"))
+	socket := s.path(fmt.Sprintf("csi-%d.sock", time.Now().UnixNano()))
+	listener, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,14 +117,14 @@ func newCloudSite(t *testing.T) (*site, *driver, *fakemanila.Server) {
 		_ = d.Serve(ctx, listener, time.Second)
 	}()
 	t.Cleanup(func() { cancel(); <-ended })
-	return s, s.connect(s.path("csi.sock")), cloud
+	return s.connect(socket)
 }
 
 // TestManilaSanity runs csi-sanity on a Manila that is simulated, with random
 // delays and real mounts.
 func TestManilaSanity(t *testing.T) {
-	s, _, cloud := newCloudSite(t)
-	s.sanity("", "snapshot", s.path("csi.sock"), 1<<30)
+	s, d, cloud := newCloudSite(t)
+	s.sanity("", "snapshot", d.socket, 1<<30)
 	if left := cloud.Counts(); left != "0 shares, 0 snapshots, 0 rules" {
 		t.Errorf("left in the cloud: %s", left)
 	}
@@ -192,6 +200,81 @@ func TestManilaMany(t *testing.T) {
 	backups, err := d.ListSnapshots(d.ctx(), &spec.ListSnapshotsRequest{})
 	if err != nil || len(backups.GetEntries()) > 0 {
 		t.Errorf("left in the repository: %v, %v", backups, err)
+	}
+}
+
+// TestManilaTwoControllers has two controllers do the same at once, as when one
+// has not noticed yet that it is no longer the leader. Each object is there once,
+// and in the end none.
+func TestManilaTwoControllers(t *testing.T) {
+	s, one, cloud := newCloudSite(t)
+	both := []*driver{one, s.cloudDriver(cloud)}
+	// same has both do something, and wants the same answer.
+	same := func(what string, do func(d *driver) string) string {
+		t.Helper()
+		answers := make([]string, len(both))
+		var wg sync.WaitGroup
+		for i, d := range both {
+			wg.Go(func() { answers[i] = do(d) })
+		}
+		wg.Wait()
+		if answers[0] != answers[1] || t.Failed() {
+			t.Fatalf("%s: %q and %q", what, answers[0], answers[1])
+		}
+		return answers[0]
+	}
+	published := func(d *driver, id string, mode spec.VolumeCapability_AccessMode_Mode) string {
+		resp, err := d.ControllerPublishVolume(d.ctx(), &spec.ControllerPublishVolumeRequest{VolumeId: id, NodeId: nodeID + ",", VolumeCapability: capability(mode)})
+		if err != nil {
+			t.Errorf("publish %s: %v", id, err)
+		}
+		return fmt.Sprint(resp.GetPublishContext())
+	}
+	for round := range 2 {
+		name := func(kind string) string { return fmt.Sprintf("%s-%d", kind, round) }
+		data := same("volume", func(d *driver) string { return d.volume(volumeRequest(name("data"), writers)).GetVolumeId() })
+		same("publish", func(d *driver) string { return published(d, data, writers) })
+		snap := same("snapshot", func(d *driver) string { return d.snapshot(snapshotRequest(name("snap"), data)).GetSnapshotId() })
+		view := same("view", func(d *driver) string {
+			return d.volume(fromSnapshot(volumeRequest(name("view"), readers), snap)).GetVolumeId()
+		})
+		same("publish the view", func(d *driver) string { return published(d, view, readers) })
+		saved := same("backup", func(d *driver) string { return d.snapshot(backupRequest(name("saved"), data)).GetSnapshotId() })
+		restored := same("restore", func(d *driver) string {
+			return d.volume(fromSnapshot(volumeRequest(name("restored"), writers), saved)).GetVolumeId()
+		})
+		for _, id := range []string{data, view} {
+			same("unpublish", func(d *driver) string {
+				return fmt.Sprint(errOf(d.ControllerUnpublishVolume(d.ctx(), &spec.ControllerUnpublishVolumeRequest{VolumeId: id, NodeId: nodeID + ","})))
+			})
+		}
+		for _, id := range []string{data, view, restored} {
+			same("delete volume", func(d *driver) string {
+				return d.untilDone(func() error { return errOf(d.DeleteVolume(d.ctx(), &spec.DeleteVolumeRequest{VolumeId: id})) })
+			})
+		}
+		for _, id := range []string{snap, saved} {
+			same("delete snapshot", func(d *driver) string {
+				return d.untilDone(func() error { return errOf(d.DeleteSnapshot(d.ctx(), &spec.DeleteSnapshotRequest{SnapshotId: id})) })
+			})
+		}
+	}
+	if left := cloud.Counts(); left != "0 shares, 0 snapshots, 0 rules" {
+		t.Errorf("left in the cloud: %s", left)
+	}
+	if left, _ := os.ReadDir(s.path("state", "keys")); len(left) > 0 {
+		t.Errorf("left in the key store: %v", left)
+	}
+}
+
+// untilDone repeats a call as an orchestrator does, and returns how it ends.
+func (d *driver) untilDone(call func() error) string {
+	for {
+		err := call()
+		if err == nil || !retryable(err) {
+			return fmt.Sprint(err)
+		}
+		time.Sleep(100 * time.Millisecond)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -231,6 +232,7 @@ func newProxies(identity, manila string) (*proxies, error) {
 					p.manila.Add(1)
 				}
 			},
+			ErrorLog: log.New(io.Discard, "", 0), // a call that ends at its limit
 			ModifyResponse: func(r *http.Response) error {
 				body, err := io.ReadAll(r.Body)
 				if err != nil {
