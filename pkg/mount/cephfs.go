@@ -208,7 +208,7 @@ func (l *cephLocation) below(e *mountinfo.Info) (string, bool) {
 }
 
 func (l *cephLocation) mount(ctx context.Context, m *Mounter, dir string, o options) error {
-	key, err := m.key(l.user)
+	key, err := m.key(ctx, l.user)
 	if err != nil {
 		return err
 	}

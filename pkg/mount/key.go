@@ -3,6 +3,7 @@
 package mount
 
 import (
+	"context"
 	"encoding/base64"
 	"fmt"
 	"os"
@@ -13,7 +14,14 @@ import (
 )
 
 // key returns the key of a user of the storage system. No error quotes it.
-func (m *Mounter) key(user string) (string, error) {
+func (m *Mounter) key(ctx context.Context, user string) (string, error) {
+	if m.own.Key != nil {
+		key, err := m.own.Key(ctx, user)
+		if err != nil {
+			return "", fmt.Errorf("key of user %q: %w", user, err)
+		}
+		return checkKey(key, "what the key store has for user "+user)
+	}
 	if m.own.Keys == "" {
 		return "", fmt.Errorf("user %q of the storage system has a key, and this process has no directory of keys: %w", user, ErrInvalid)
 	}
@@ -28,9 +36,13 @@ func (m *Mounter) key(user string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("key of user %q: %w", user, err)
 	}
+	return checkKey(text, "the file "+filepath.Join(m.own.Keys, user))
+}
+
+func checkKey(text, where string) (string, error) {
 	key := strings.TrimSpace(text)
 	if _, err := base64.StdEncoding.DecodeString(key); err != nil || key == "" {
-		return "", fmt.Errorf("the file %s does not hold a key, as `ceph auth print-key` prints it, and nothing else: %w", filepath.Join(m.own.Keys, user), ErrInvalid)
+		return "", fmt.Errorf("%s does not hold a key, as `ceph auth print-key` prints it, and nothing else: %w", where, ErrInvalid)
 	}
 	return key, nil
 }

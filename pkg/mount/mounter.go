@@ -38,8 +38,10 @@ var _ Interface = (*Mounter)(nil)
 type Options struct {
 	// Keys is a directory of mode 0700 with one file of mode 0600 for each user
 	// of a storage system, named after the user, that holds nothing but the key.
-	// Without it nothing that needs a key can be mounted.
 	Keys string
+	// Key takes its place where keys are kept elsewhere. With neither nothing that
+	// needs a key can be mounted.
+	Key func(ctx context.Context, user string) (string, error)
 	// Tied ends what serves a mount, ceph-fuse, when this process ends, however
 	// it does: for a process whose mount namespace is to go with it.
 	Tied bool

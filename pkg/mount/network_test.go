@@ -236,17 +236,17 @@ func TestKey(t *testing.T) {
 	write("ring", "[client.ring]\n\tkey = "+key+"\n", 0o600)
 	write("empty", "", 0o600)
 	must(t, os.Symlink("good", dir+"/link"))
-	if got, err := m.key("good"); err != nil || got != key {
+	if got, err := m.key(t.Context(), "good"); err != nil || got != key {
 		t.Fatalf("key = %q, %v", got, err)
 	}
 	for user, hint := range map[string]string{"wide": "0600", "ring": "print-key", "empty": "empty", "link": "symbolic", "none": "no such file"} {
-		_, err := m.key(user)
+		_, err := m.key(t.Context(), user)
 		if err == nil || !strings.Contains(err.Error(), hint) || !strings.Contains(err.Error(), user) || strings.Contains(err.Error(), key) {
 			t.Errorf("%s: %v does not say %q, or says the key", user, err, hint)
 		}
 	}
 	must(t, os.Chmod(dir, 0o750))
-	_, err := m.key("good")
+	_, err := m.key(t.Context(), "good")
 	if wantIs(t, err, ErrInvalid); !strings.Contains(err.Error(), "0700") {
 		t.Error(err)
 	}

@@ -167,8 +167,8 @@ type contender struct {
 	start      func(context.Context) (*plugin, error)
 }
 
-// measure makes n volumes at once, and n snapshots that a node could mount, and
-// removes them again.
+// measure starts the driver, and has it make one volume and a snapshot before
+// what is measured: it is a driver that has been running.
 func (c contender) measure(ctx context.Context, on *cloud, tag string, n int, limit time.Duration) (volumes, snapshots step, err error) {
 	p, err := c.start(ctx)
 	if p != nil {
@@ -181,6 +181,15 @@ func (c contender) measure(ctx context.Context, on *cloud, tag string, n int, li
 	if err != nil {
 		return volumes, snapshots, err
 	}
+	if _, _, err = c.round(ctx, p, on, tag+"-before", 1, time.Minute, attach); err != nil {
+		return volumes, snapshots, err
+	}
+	return c.round(ctx, p, on, tag, n, limit, attach)
+}
+
+// round makes n volumes at once, and n snapshots that a node could mount, and
+// removes them again.
+func (c contender) round(ctx context.Context, p *plugin, on *cloud, tag string, n int, limit time.Duration, attach bool) (volumes, snapshots step, err error) {
 	ids, views, cuts := make([]string, n), make([]string, n), make([]string, n)
 	defer func() {
 		on.together(context.WithoutCancel(ctx), n, func(ctx context.Context, i int) error {

@@ -124,10 +124,22 @@ func (b *Backend) Grant(ctx context.Context, consumer string, node backend.Node,
 		return nil, err
 	}
 	defer unlock()
-	s, _, err := b.holder(ctx, consumer)
+	s, sure, err := b.lateHolder(ctx, consumer)
 	if err != nil {
 		return nil, err
 	}
+	x, err := b.letIn(ctx, s, consumer, node, readOnly, sure)
+	if errors.Is(err, backend.ErrNotFound) && !sure {
+		if s, _, err = b.holder(ctx, consumer); err == nil {
+			x, err = b.letIn(ctx, s, consumer, node, readOnly, true)
+		}
+	}
+	return x, err
+}
+
+// letIn is Grant for what a consumer holds. Unless that is sure it may have been
+// different, which is seen before there is a rule.
+func (b *Backend) letIn(ctx context.Context, s *share, consumer string, node backend.Node, readOnly, sure bool) (*backend.Export, error) {
 	if s == nil {
 		return nil, backend.ErrNotFound
 	}
@@ -153,14 +165,14 @@ func (b *Backend) Grant(ctx context.Context, consumer string, node backend.Node,
 		g.include(a)
 	}
 	fresh := g.value() != before
-	if fresh {
+	if fresh || !sure {
 		if err := b.setMetadata(ctx, "shares/"+s.ID, map[string]string{g.key(): g.value()}); err != nil {
 			return nil, err
 		}
 	}
 	// From here on whoever revokes sees that it is needed. One that looked before
 	// has left its mark (see revoke), and is waited for.
-	for p := (pause{b: b}); fresh; {
+	for p := (pause{b: b}); fresh || !sure; {
 		if s, err = b.getShare(ctx, s.ID); err != nil {
 			return nil, err
 		}

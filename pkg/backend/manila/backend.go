@@ -38,7 +38,7 @@ type Options struct {
 	Keys Keys
 	Now  func() time.Time
 	// Poll is how long to wait before the first look at what Manila is doing; 0 is
-	// half a second. Later looks are further apart.
+	// 300 ms. Later looks are further apart.
 	Poll time.Duration
 }
 
@@ -69,6 +69,8 @@ type Backend struct {
 	polls poller
 	paces paces
 
+	lately lately
+
 	mu        sync.Mutex
 	locations map[string]cached // by share
 	types     []shareType
@@ -90,7 +92,7 @@ func Open(ctx context.Context, o Options) (*Backend, error) {
 		o.Instance = "abaca"
 	}
 	if o.Poll == 0 {
-		o.Poll = 500 * time.Millisecond
+		o.Poll = 300 * time.Millisecond
 	}
 	if len(o.Instance) > 32 || strings.ContainsAny(o.Instance, "'\"\\{}") {
 		return nil, fmt.Errorf("%w: instance %q must be at most 32 bytes without quotes and braces", backend.ErrInvalid, o.Instance)

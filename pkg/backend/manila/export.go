@@ -160,11 +160,14 @@ func (b *Backend) hold(ctx context.Context, target backend.Target, consumer stri
 		}
 		id, what = snap.ShareID, snap.ID
 	}
-	find := b.findShare
-	if target.SnapshotID != "" {
-		find = b.getShare // a share that was deleted is there for its snapshots
+	if !validID(id) {
+		return nil, backend.ErrNotFound
 	}
-	if s, err = find(ctx, id); err != nil {
+	s, err = b.lateShare(ctx, id)
+	if target.ShareID != "" { // one that was deleted is there for its snapshots
+		s, err = b.usable(s, err)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if target.SnapshotID != "" && s.wayOf() == "" {
@@ -237,6 +240,7 @@ func (b *Backend) hold(ctx context.Context, target backend.Target, consumer stri
 		return nil, err
 	}
 	s.Metadata[holdKey(consumer, what)] = held
+	b.lately.saw(b.o.Now(), s)
 	return s, nil
 }
 

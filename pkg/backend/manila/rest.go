@@ -90,6 +90,7 @@ func (b *Backend) getShare(ctx context.Context, id string) (*share, error) {
 	if answer.Share == nil || answer.Share.ID != id {
 		return nil, errStrange
 	}
+	b.lately.saw(b.o.Now(), answer.Share)
 	return answer.Share, nil
 }
 

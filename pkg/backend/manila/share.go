@@ -296,14 +296,15 @@ func (b *Backend) findShare(ctx context.Context, id string) (*share, error) {
 	if !validID(id) {
 		return nil, backend.ErrNotFound
 	}
-	s, err := b.getShare(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	if !b.mine(s) || !s.ready() || s.deferred() || s.Status == "deleting" {
+	return b.usable(b.getShare(ctx, id))
+}
+
+// usable is a share if it can be used, else ErrNotFound.
+func (b *Backend) usable(s *share, err error) (*share, error) {
+	if err == nil && (!b.mine(s) || !s.ready() || s.deferred() || s.Status == "deleting") {
 		return nil, backend.ErrNotFound
 	}
-	return s, nil
+	return s, err
 }
 
 // validID keeps what could not be an id out of a URL.
