@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/abaca-csi/abaca/pkg/backup/inprocess"
+	"github.com/abaca-csi/abaca/pkg/mount"
 )
 
 // newMoverCommand is what a runner starts for each backup and restore.
@@ -14,7 +15,12 @@ func newMoverCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "mover", Short: "Carry one snapshot to a repository, or a backup into a share (started by the controller)", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return inprocess.Move(cmd.Context(), a, time.Now)
+			reader, err := keyReader(a.Keys)
+			if err != nil {
+				return err
+			}
+			reader.Tied = true
+			return inprocess.Move(cmd.Context(), a, mount.New(reader), time.Now)
 		},
 	}
 	f := cmd.Flags()
@@ -23,7 +29,7 @@ func newMoverCommand() *cobra.Command {
 	f.StringVar(&a.Restic, "restic", "restic", "the restic program")
 	f.StringVar(&a.Cache, "cache", "", "the directory for restic's cache")
 	f.StringVar(&a.Seen, "seen", "", "the directory that remembers which repositories were there")
-	f.StringVar(&a.Keys, "keys", "", "the directory with the access keys of shares; empty for none")
+	f.StringVar(&a.Keys, "keys", "", keysHelp+"; empty for nowhere")
 	must(cmd, "record", "repository", "cache", "seen")
 	return cmd
 }

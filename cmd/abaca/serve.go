@@ -30,7 +30,6 @@ import (
 	"github.com/abaca-csi/abaca/pkg/backup"
 	"github.com/abaca-csi/abaca/pkg/backup/inprocess"
 	"github.com/abaca-csi/abaca/pkg/csi"
-	"github.com/abaca-csi/abaca/pkg/keys"
 	"github.com/abaca-csi/abaca/pkg/mount"
 	"github.com/abaca-csi/abaca/pkg/restic"
 )
@@ -71,7 +70,7 @@ func newServeCommand(name, short string, controller, node bool) *cobra.Command {
 	f.StringSliceVar(&o.addresses, "node-address", nil, "the IP `addresses` by which storage systems see this node, for those that let nodes in by address")
 	f.StringVar(&o.zone, "zone", "", "the zone that this node is in, for backends that have zones; empty for none")
 	f.StringVar(&o.stateDir, "state-dir", "", "where the records of staged volumes and of movers are kept (default: state below the path of the first local backend, or "+defaultState+")")
-	f.StringVar(&o.keys, "keys", "", "the directory with the access keys of shares (default: keys below the state directory)")
+	f.StringVar(&o.keys, "keys", "", keysHelp+" (default: keys below the state directory)")
 	must(cmd, "endpoint", "node-id")
 	if controller {
 		f.StringVar(&o.repositories, "repositories", "", "the directory with one folder for each restic repository; empty for no backups")
@@ -129,10 +128,14 @@ func (o serveOptions) run(ctx context.Context) error {
 	if o.keys == "" {
 		o.keys = filepath.Join(o.stateDir, "keys")
 	}
+	reader, err := keyReader(o.keys)
+	if err != nil {
+		return err
+	}
 	driver := &csi.Driver{
 		Version: version, Controller: o.controller, Node: o.node, NodeID: o.nodeID, Addresses: addresses, Zone: o.zone,
 		Backends: map[string]backend.Backend{},
-		Mounts:   mount.New(mount.Options{Keys: o.keys}), Metrics: metrics.NewCSIMetricsManagerForPlugin(csi.DriverName), Now: time.Now,
+		Mounts:   mount.New(reader), Metrics: metrics.NewCSIMetricsManagerForPlugin(csi.DriverName), Now: time.Now,
 	}
 	for _, b := range c.Backends {
 		driver.DefaultBackend = cmp.Or(driver.DefaultBackend, b.Name)
@@ -196,7 +199,7 @@ func (o serveOptions) manila(ctx context.Context, c *manilaConfig) (backend.Back
 	if err := os.MkdirAll(o.stateDir, 0o700); err != nil {
 		return nil, err
 	}
-	store, err := keys.Open(o.keys)
+	store, err := openKeys(o.keys)
 	if err != nil {
 		return nil, err
 	}

@@ -250,7 +250,7 @@ func TestKey(t *testing.T) {
 	if wantIs(t, err, ErrInvalid); !strings.Contains(err.Error(), "0700") {
 		t.Error(err)
 	}
-	_, err = New().key("good")
+	_, err = New().key(t.Context(), "good")
 	wantIs(t, err, ErrInvalid)
 }
 

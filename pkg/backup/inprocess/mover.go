@@ -34,7 +34,7 @@ type Args struct {
 	Restic     string // the restic program
 	Cache      string // restic's cache
 	Seen       string // where it is remembered which repositories were there
-	Keys       string // the directory with the access keys of shares, or empty
+	Keys       string // where the access keys of shares are, or empty
 }
 
 func (a Args) flags() []string {
@@ -44,7 +44,7 @@ func (a Args) flags() []string {
 // Move is the body of a mover process: it mounts the job's source where nobody
 // else sees it, carries the bytes, and writes down how that ended. The error is
 // of the record only; a job that failed is a result.
-func Move(ctx context.Context, a Args, now func() time.Time) error {
+func Move(ctx context.Context, a Args, mounts *mount.Mounter, now func() time.Time) error {
 	lock := os.NewFile(lockFD, "lock")
 	if lock == nil {
 		return errors.New("a mover is started by its runner, which hands it the lock of its record")
@@ -56,19 +56,18 @@ func Move(ctx context.Context, a Args, now func() time.Time) error {
 	if err := record.Write(filepath.Join(a.Record, "mover.json"), process{PID: os.Getpid(), Started: startTime(os.Getpid())}, false); err != nil {
 		return err
 	}
-	result := move(ctx, a, rec.Job, lock, now)
+	result := move(ctx, a, mounts, rec.Job, lock, now)
 	defer runtime.KeepAlive(lock) // a finalizer would free it
 	return record.Write(filepath.Join(a.Record, "result.json"), outcome{Result: result, Ended: now()}, true)
 }
 
-func move(ctx context.Context, a Args, job backup.Job, lock *os.File, now func() time.Time) mover.Result {
+func move(ctx context.Context, a Args, mounts *mount.Mounter, job backup.Job, lock *os.File, now func() time.Time) mover.Result {
 	task := job.Task
 	repo, err := backup.OpenFolder(a.Repository, restic.Config{
 		Program: a.Restic, CacheDir: a.Cache, SeenDir: a.Seen, ExtraFiles: []*os.File{lock}})
 	if err != nil {
 		return mover.Result{Error: err.Error(), Reason: mover.ReasonConfig}
 	}
-	mounts := mount.New(mount.Options{Keys: a.Keys, Tied: true})
 	if err := place(ctx, mounts, task); err != nil {
 		return mover.Result{Error: err.Error(), Reason: placing(ctx, err)}
 	}

@@ -51,7 +51,7 @@ type Runner struct {
 	// Command starts a mover: the program and its first arguments, to which the
 	// flags of Args are added.
 	Command []string
-	// Keys is the directory with the access keys of shares; empty for none.
+	// Keys is where the access keys of shares are; empty for nowhere.
 	Keys string
 	Now  func() time.Time
 }
