@@ -87,9 +87,10 @@ func (b *Backend) glance(ctx context.Context, id string, age time.Duration) (*sh
 }
 
 // pause is the time between two looks at work of one kind. The first is when that
-// kind of work has lately been done, a little before; then each is an eighth
-// of the time that has gone by, so that what takes long is asked for rarely, and
-// never quite the same for two that wait.
+// kind of work has lately been done, a little before, and the next come quickly,
+// as it must be about to be; where nothing is known, each is an eighth of the time
+// that has gone by, so that what takes long is asked for rarely. It is never quite
+// the same for two that wait.
 type pause struct {
 	b     *Backend
 	kind  string // empty for what nothing is learnt of
@@ -106,11 +107,15 @@ func (p *pause) next() time.Duration {
 	if p.begun.IsZero() {
 		p.begun = p.b.o.Now()
 	}
-	d := p.b.o.Now().Sub(p.begun) / 8
-	if p.looks == 0 {
-		d = p.b.paces.guess(p.kind)
+	d, least := p.b.o.Now().Sub(p.begun)/8, p.b.o.Poll
+	guess := p.b.paces.guess(p.kind)
+	switch {
+	case p.looks == 0:
+		d = guess
+	case guess > 0 && p.looks < 4:
+		d, least = d/2, least/2
 	}
-	return min(max(d, p.b.o.Poll), longestPause)
+	return min(max(d, least), longestPause)
 }
 
 // patient says whether an answer that failed may be asked for again.
