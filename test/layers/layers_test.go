@@ -42,6 +42,8 @@ var ours = map[string][]string{
 	"pkg/mount":               {"pkg/nearest"},
 	"pkg/restic":              {"pkg/nearest", "pkg/record"},
 
+	"pkg/schedule": {"pkg/nearest"},
+
 	"pkg/mover":            {"pkg/mount", "pkg/nearest", "pkg/record", "pkg/restic"},
 	"pkg/backup":           {"pkg/backend", "pkg/busy", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/record", "pkg/restic"},
 	"pkg/backup/inprocess": {"pkg/backend", "pkg/backup", "pkg/busy", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/record", "pkg/restic"},
