@@ -104,10 +104,10 @@ func TestKeep(t *testing.T) {
 		{"hours are as long as they are", "keep-within=24h", "Europe/Berlin",
 			[]string{"2025-03-29 11:00", "2025-03-29 11:01", "2025-03-30 12:00"},
 			[]string{"2025-03-30 12:00: within 24h", "2025-03-29 11:01: within 24h"}},
-		{"yesterday that comes twice is one day", "keep-daily=3", "America/St_Johns",
+		{"yesterday that comes twice is one day", "keep-daily=4", "America/St_Johns",
 			// On 2010-11-07 at 00:01 the clock went back to 23:01 of the 6th.
 			[]string{"2010-11-05 12:00", "2010-11-05 13:00", "2010-11-06 12:00", "2010-11-07 00:00 NDT", "2010-11-06 23:30 NST", "2010-11-08 12:00"},
-			[]string{"2010-11-08 12:00: daily", "2010-11-06 23:30 NST: daily", "2010-11-07 00:00 NDT: daily"}},
+			[]string{"2010-11-08 12:00: daily", "2010-11-06 23:30 NST: daily", "2010-11-07 00:00 NDT: daily", "2010-11-05 13:00: daily"}},
 		{"only good ones count", "keep-last=1", "UTC",
 			[]string{"2026-04-01 00:00", "2026-04-02 00:00", "failed 2026-04-03 00:00", "pending 2026-04-04 00:00", "failed 2026-04-01 12:00", "pending 2026-03-01 00:00"},
 			[]string{"pending 2026-04-04 00:00: not ready yet", "failed 2026-04-03 00:00: failed, and there is no newer good one", "2026-04-02 00:00: last", "pending 2026-03-01 00:00: not ready yet"}},
@@ -148,6 +148,23 @@ func TestKeep(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// The example of docs/schedule.md.
+func TestExample(t *testing.T) {
+	var items []Item
+	for day := time.Date(2026, 1, 1, 3, 0, 0, 0, time.UTC); day.Before(time.Date(2026, 4, 13, 0, 0, 0, 0, time.UTC)); day = day.AddDate(0, 0, 1) {
+		items = append(items, Item{day.Format("2 January"), day, Ready})
+	}
+	keep, _ := rule(t, "keep-daily=3,keep-weekly=3,keep-monthly=3").Keep(items, items[len(items)-1].Time, nil)
+	var got []string
+	for _, c := range keep {
+		got = append(got, c.Name+": "+strings.Join(c.Reasons, ", "))
+	}
+	want := []string{"12 April: daily, weekly, monthly", "11 April: daily", "10 April: daily", "5 April: weekly", "31 March: monthly", "29 March: weekly", "28 February: monthly"}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("kept (-want +got):\n%s", d)
 	}
 }
 

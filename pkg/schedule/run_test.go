@@ -407,6 +407,14 @@ func TestFaults(t *testing.T) {
 				return nil
 			})
 		}, "ready", ExitPartial, "nothing is dropped", 1, 0},
+		{"what was ready was replaced", func(f *fake, _ *Options) {
+			f.fault = first("List", func() error {
+				f.mu.Lock()
+				f.put(series, one, Ready)
+				f.mu.Unlock()
+				return nil
+			})
+		}, "ready", ExitPartial, "nothing is dropped", 1, 0},
 		{"what was ready is not in the listing", func(f *fake, _ *Options) {
 			f.fault = first("List", func() error {
 				f.mu.Lock()
@@ -517,14 +525,15 @@ func TestInterrupted(t *testing.T) {
 // What this schedule did not make is not its own, whatever it looks like.
 func TestRetentionIsOfTheScheduleOnly(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		f := newFake(t, "a")
-		own := Series{"nightly", "a", "snap"}
+		f := newFake(t, "a-b")
+		own := Series{"nightly", "a-b", "snap"}
 		day := func(d int) time.Time { return one.AddDate(0, 0, -d) }
 		for d := 1; d < 5; d++ {
 			f.put(own, day(d), Ready)
-			f.put(Series{"weekly", "a", "snap"}, day(d), Ready)
-			f.put(Series{"nightly", "a", "other"}, day(d), Ready)
+			f.put(Series{"weekly", "a-b", "snap"}, day(d), Ready)
+			f.put(Series{"nightly", "a-b", "other"}, day(d), Ready)
 			f.put(Series{"nightly", "b", "snap"}, day(d), Ready)
+			f.put(Series{"nightly", "a", "b-snap"}, day(20+d), Ready) // of the same name as ours
 		}
 		foreign := len(f.snapshots) - 4
 		// A copy that somebody made of an old one's manifest, to keep it.
@@ -537,7 +546,7 @@ func TestRetentionIsOfTheScheduleOnly(t *testing.T) {
 		// A good one that is going is no reason to drop another.
 		f.put(own, day(1), Ready).Deleting = true
 
-		expect(t, mustRun(t, f, options(t, "class=snap,keep-last=2")), ExitOK, "a/snap ready")
+		expect(t, mustRun(t, f, options(t, "class=snap,keep-last=2")), ExitOK, "a-b/snap ready")
 		if d := cmp.Diff([]string{own.Name(day(4)), own.Name(day(3))}, f.deleted); d != "" {
 			t.Errorf("deleted (-want +got):\n%s", d)
 		}
