@@ -55,7 +55,7 @@ func (g generator) name() string {
 
 func TestNameProperties(t *testing.T) {
 	label := regexp.MustCompile(`^[a-z0-9]([-._a-z0-9]*[a-z0-9])?$`)
-	generate(t, 3000, func(t *testing.T, g generator) {
+	generate(t, 1500, func(t *testing.T, g generator) {
 		s := Series{g.name(), g.name(), g.name()}
 		for _, n := range []string{s.Schedule, s.Claim, s.Tier} {
 			if err := validName(n); err != nil {

@@ -359,7 +359,7 @@ func strip(choices []Choice) []Item {
 }
 
 func TestKeepProperties(t *testing.T) {
-	generate(t, 500, func(t *testing.T, g generator) {
+	generate(t, 300, func(t *testing.T, g generator) {
 		zoneName := zones[g.IntN(len(zones))]
 		loc := zone(t, zoneName)
 		items, r := g.items(loc), g.rule()

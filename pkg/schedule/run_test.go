@@ -391,6 +391,15 @@ func TestFaults(t *testing.T) {
 				return nil
 			}
 		}, "ready", ExitPartial, "list snapshots: forbidden", 1, 0},
+		{"the deadline is not for retention", func(f *fake, _ *Options) {
+			f.takes["snap"] = 59 * time.Minute
+			f.fault = func(m, _ string) error {
+				if m == "List" && time.Since(one) < 61*time.Minute {
+					return ErrUnavailable
+				}
+				return nil
+			}
+		}, "ready", ExitOK, "", 1, 3},
 		{"the listing never answers", func(f *fake, _ *Options) {
 			f.fault = func(m, _ string) error {
 				if m == "List" {
