@@ -37,6 +37,10 @@ func main() {
 	// it lives; a number that has been used again may be ours.
 	signal.Ignore(syscall.SIGHUP)
 	if err := newCommand().ExecuteContext(ctx); err != nil {
+		var code exitCode
+		if errors.As(err, &code) {
+			os.Exit(int(code))
+		}
 		fmt.Fprintln(os.Stderr, "abaca:", err)
 		if errors.Is(err, errInterrupted) {
 			os.Exit(130)
@@ -44,6 +48,11 @@ func main() {
 		os.Exit(1)
 	}
 }
+
+// exitCode is a command that has said on its output what went wrong.
+type exitCode int
+
+func (c exitCode) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
 
 func newCommand() *cobra.Command {
 	var verbosity int
@@ -69,7 +78,7 @@ func newCommand() *cobra.Command {
 		newServeCommand("standalone", "Serve controller, node and movers behind one socket", true, true),
 		newServeCommand("controller", "Serve the controller, and run movers", true, false),
 		newServeCommand("node", "Serve the node", false, true),
-		newMoverCommand(), newDemoCommand(), newVersionCommand(),
+		newMoverCommand(), newScheduleCommand(), newDemoCommand(), newVersionCommand(),
 	)
 	return root
 }

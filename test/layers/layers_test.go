@@ -42,7 +42,8 @@ var ours = map[string][]string{
 	"pkg/mount":               {"pkg/nearest"},
 	"pkg/restic":              {"pkg/nearest", "pkg/record"},
 
-	"pkg/schedule": {"pkg/nearest"},
+	"pkg/schedule":      {"pkg/nearest"},
+	"pkg/schedule/kube": {"pkg/nearest", "pkg/schedule"},
 
 	"pkg/mover":            {"pkg/mount", "pkg/nearest", "pkg/record", "pkg/restic"},
 	"pkg/backup":           {"pkg/backend", "pkg/busy", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/record", "pkg/restic"},
@@ -82,6 +83,7 @@ var wired = map[string]map[string]string{
 	"pkg/backup/inprocess/runner.go": {"exec.Command": "the mover process outlives the request that starts it"},
 	"cmd/abaca/serve.go":             {"time.Now": "wired into the driver, the engine and the runner"},
 	"cmd/abaca/mover.go":             {"time.Now": "wired into the mover"},
+	"cmd/abaca/schedule.go":          {"time.Now": "wired into the run"},
 }
 
 // watched are the calls that wired is about.
