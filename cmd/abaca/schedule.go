@@ -98,6 +98,9 @@ func (o scheduleOptions) run(cmd *cobra.Command) error {
 func (o scheduleOptions) cluster() (*kube.Namespace, error) {
 	loading := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(clientcmd.NewDefaultClientConfigLoadingRules(), nil)
 	config, err := loading.ClientConfig()
+	if clientcmd.IsEmptyConfig(err) {
+		return nil, errors.New("no cluster: this runs in no pod, and there is no kubeconfig (KUBECONFIG names one)")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("no cluster: %w", err)
 	}
