@@ -6,10 +6,18 @@ RESTIC  := $(shell awk '$$1 == "github.com/restic/restic" {print $$2}' go.mod)
 IMAGE   ?= abaca:$(VERSION)
 DEMO    ?=
 
+# Without CLOUDS, a Manila of our own.
+export ABACA_CACHE ?= /var/cache/abaca
+ifeq ($(CLOUDS),)
+CLOUDS := $(ABACA_CACHE)/manila/clouds.yaml
+CLOUD  ?= lab
+MANILA := manila-up
+endif
+
 export GOFLAGS := $(strip $(shell go env GOFLAGS 2>/dev/null) -buildvcs=false)
 export PATH := $(CURDIR)/bin:$(PATH)
 
-.PHONY: help build test demo demo-manila bench bench-manila lint image e2e e2e-manila e2e-nfs mutations
+.PHONY: help build test demo demo-manila bench bench-manila lint image e2e e2e-manila e2e-nfs manila-up manila-down mutations
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -22,17 +30,23 @@ test: deps-test bin/restic ## run all tests with the race detector (root; instal
 demo: deps-demo build ## share, snapshot, backup, change, backup, restore, compare, on the Go source tree (root; DEMO="--keep")
 	@bin/abaca demo $(DEMO)
 
-demo-manila: build ## the same on OpenStack Manila with CephFS (root, ceph-fuse; CLOUDS=clouds.yaml CLOUD=name TYPE=share-type)
+demo-manila: build $(MANILA) ## the same on OpenStack Manila with CephFS (root; its own, or CLOUDS=clouds.yaml CLOUD=name; TYPE=share-type)
 	@bin/abaca demo --clouds "$(CLOUDS)" --cloud "$(CLOUD)" --type "$(TYPE)" $(DEMO)
 
-e2e-manila: ## the backend's conformance suite against a real Manila (CLOUDS=clouds.yaml CLOUD=name; it makes and deletes shares)
-	ABACA_MANILA_CLOUDS="$(abspath $(CLOUDS))" ABACA_MANILA_CLOUD="$(CLOUD)" go test -count=1 -timeout 60m -v -run TestRealConformance ./pkg/backend/manila
+e2e-manila: deps-test bin/restic $(MANILA) ## conformance, csi-sanity and the main job on a real Manila (its own, or CLOUDS=clouds.yaml CLOUD=name; RUN=pattern)
+	ABACA_MANILA_CLOUDS="$(abspath $(CLOUDS))" ABACA_MANILA_CLOUD="$(CLOUD)" go test -count=1 -timeout 60m -v -run '$(or $(RUN),^TestReal)' ./pkg/backend/manila ./e2e
+
+manila-up: deps-manila-up ## start a real Manila on CephFS here, installed when it is not there yet (root; e2e/manila/README.md)
+	@e2e/manila/up
+
+manila-down: ## stop it (WIPE=1: and remove it)
+	@e2e/manila/down $(if $(WIPE),--wipe)
 
 bench: deps-demo build ## measure Abaca against plain restic, side by side (root; a while)
 	@go run ./test/bench
 
-bench-manila: deps-demo build ## the same beside manila-csi, on a simulated Manila, or CLOUDS=clouds.yaml CLOUD=name TYPE=share-type (20 minutes)
-	@go run ./test/bench -only manila $(if $(CLOUDS),-clouds "$(CLOUDS)" -cloud "$(CLOUD)" -type "$(TYPE)") $(if $(AT),-at $(AT))
+bench-manila: deps-demo build $(if $(REAL),$(MANILA)) ## the same beside manila-csi: on a simulated Manila, its own (REAL=1) or CLOUDS=… (20 minutes; AT=1,8,16)
+	@go run ./test/bench -only manila $(if $(if $(MANILA),$(REAL),1),-clouds "$(CLOUDS)" -cloud "$(CLOUD)" -type "$(TYPE)") $(if $(AT),-at $(AT))
 
 lint: ## gofmt, go vet, staticcheck, go mod tidy: all clean
 	@hack/lint
@@ -54,8 +68,8 @@ e2e-nfs: deps-e2e-nfs bin/restic ## mount NFS, CIFS and CephFS, and back up, wit
 	@e2e/vm/run -t 240 e2e/vm/servers env ABACA_RESTIC=bin/restic bin/mover.test -test.v -test.run '^Test(NFS|CIFS)'
 	@e2e/vm/run -t 300 e2e/vm/ceph bin/mount.test -test.v -test.run '^TestCephFS$$'
 
-.PHONY: deps-build deps-test deps-demo deps-e2e-nfs bin/abaca bin/restic
-deps-build deps-test deps-demo deps-e2e-nfs: deps-%:
+.PHONY: deps-build deps-test deps-demo deps-e2e-nfs deps-manila-up bin/abaca bin/restic
+deps-build deps-test deps-demo deps-e2e-nfs deps-manila-up: deps-%:
 	@hack/deps $*
 
 bin/abaca: deps-build
