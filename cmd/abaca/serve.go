@@ -308,8 +308,29 @@ func listen(ctx context.Context, endpoint string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Whoever can connect can have any volume.
-	return l, os.Chmod(path, 0o600)
+	mode, err := socketMode(filepath.Dir(path))
+	if err == nil {
+		err = os.Chmod(path, mode)
+	}
+	if err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// socketMode lets root alone connect: whoever can, can have any volume. A
+// directory that hands its group on (setgid), as a pod's fsGroup makes them, was
+// made for a group, and that may too.
+func socketMode(dir string) (fs.FileMode, error) {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return 0, err
+	}
+	if info.Mode()&fs.ModeSetgid != 0 {
+		return 0o660, nil
+	}
+	return 0o600, nil
 }
 
 // handler serves what is for people and their tools: metrics, health, status.

@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -98,5 +100,31 @@ func TestKeysAreWhereTheyAreSaidToBe(t *testing.T) {
 	}
 	if _, err := openKeys("secret:a/b"); err == nil { // this is no pod
 		t.Error("opened a Secret without a cluster")
+	}
+}
+
+// TestSocketMode: only root can connect, or the group that the socket's
+// directory was made for.
+func TestSocketMode(t *testing.T) {
+	for mode, want := range map[os.FileMode]os.FileMode{0o755: 0o600, 0o777: 0o600, os.ModeSetgid | 0o770: 0o660} {
+		dir := t.TempDir()
+		const group = 65532
+		if err := errors.Join(os.Chown(dir, 0, group), os.Chmod(dir, mode)); err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(dir, "csi.sock")
+		l, err := listen(t.Context(), "unix://"+path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		gid := info.Sys().(*syscall.Stat_t).Gid
+		if info.Mode().Perm() != want || (gid == group) != (mode&os.ModeSetgid != 0) {
+			t.Errorf("in a directory of mode %v: %v, group %d", mode, info.Mode(), gid)
+		}
 	}
 }
