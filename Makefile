@@ -3,6 +3,7 @@
 # Git may refuse a tree of another owner, and a build does not depend on it.
 VERSION := $(or $(shell git describe --tags --always --dirty 2>/dev/null),dev)
 RESTIC  := $(shell awk '$$1 == "github.com/restic/restic" {print $$2}' go.mod)
+HELM    := $(shell awk '$$1 == "helm.sh/helm/v4" {print $$2}' hack/helm/go.mod)
 IMAGE   ?= abaca:$(VERSION)
 DEMO    ?=
 
@@ -17,13 +18,13 @@ endif
 export GOFLAGS := $(strip $(shell go env GOFLAGS 2>/dev/null) -buildvcs=false)
 export PATH := $(CURDIR)/bin:$(PATH)
 
-.PHONY: help build test demo demo-manila bench bench-manila lint image e2e e2e-manila e2e-nfs manila-up manila-down mutations
+.PHONY: help build test demo demo-manila bench bench-manila lint chart image e2e e2e-manila e2e-nfs manila-up manila-down mutations
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: bin/abaca bin/restic ## build bin/abaca and the pinned bin/restic (2 CPU minutes, once)
 
-test: deps-test bin/restic ## run all tests with the race detector (root; installs what it needs)
+test: deps-test bin/restic bin/helm ## run all tests with the race detector (root; installs what it needs)
 	@go build -o bin/report ./test/report
 	@bin/report -skips hack/skips.txt -limit $(or $(LIMIT),28m) -- -race -count=1 -p 2 -timeout 25m ./...
 
@@ -51,6 +52,14 @@ bench-manila: deps-demo build $(if $(REAL),$(MANILA)) ## the same beside manila-
 lint: ## gofmt, go vet, staticcheck, go mod tidy: all clean
 	@hack/lint
 
+chart: bin/helm ## render deploy/kustomize from the chart (2 minutes for helm, once)
+	@bin/helm lint --quiet --values deploy/kustomize/embedded/values.yaml deploy/charts/abaca
+	@for k in embedded manila; do \
+		bin/helm template abaca deploy/charts/abaca --namespace abaca-system --api-versions snapshot.storage.k8s.io/v1 \
+			--values deploy/kustomize/$$k/values.yaml >deploy/kustomize/$$k/abaca.yaml.new && \
+		mv deploy/kustomize/$$k/abaca.yaml.new deploy/kustomize/$$k/abaca.yaml || exit 1; \
+	done
+
 image: ## build the container image (docker or podman; IMAGE=name:tag)
 	@hack/image $(IMAGE) $(VERSION)
 
@@ -68,7 +77,7 @@ e2e-nfs: deps-e2e-nfs bin/restic ## mount NFS, CIFS and CephFS, and back up, wit
 	@e2e/vm/run -t 240 e2e/vm/servers env ABACA_RESTIC=bin/restic bin/mover.test -test.v -test.run '^Test(NFS|CIFS)'
 	@e2e/vm/run -t 300 e2e/vm/ceph bin/mount.test -test.v -test.run '^TestCephFS$$'
 
-.PHONY: deps-build deps-test deps-demo deps-e2e-nfs deps-manila-up bin/abaca bin/restic
+.PHONY: deps-build deps-test deps-demo deps-e2e-nfs deps-manila-up bin/abaca bin/restic bin/helm
 deps-build deps-test deps-demo deps-e2e-nfs deps-manila-up: deps-%:
 	@hack/deps $*
 
@@ -82,4 +91,11 @@ bin/restic: deps-build
 	@if ! go version -m $@ 2>/dev/null | grep -q 'github.com/restic/restic.$(RESTIC)\b'; then \
 		echo "building bin/restic $(RESTIC) (about 2 CPU minutes, once)"; \
 		go build -o $@.$$$$ github.com/restic/restic/cmd/restic && mv $@.$$$$ $@; \
+	fi
+
+# The same, from a module of its own: the driver depends on nothing of it.
+bin/helm: deps-build
+	@if ! go version -m $@ 2>/dev/null | grep -q 'helm.sh/helm/v4.$(HELM)\b'; then \
+		echo "building bin/helm $(HELM) (about 4 CPU minutes, once)"; \
+		go build -C hack/helm -o $(CURDIR)/$@.$$$$ helm.sh/helm/v4/cmd/helm && mv $@.$$$$ $@; \
 	fi

@@ -1,0 +1,569 @@
+// Package deploy tests what is installed into Kubernetes: the chart, what is
+// rendered from it, and the examples. It needs bin/helm, which `make bin/helm`
+// makes, and no cluster.
+package deploy
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
+	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"sigs.k8s.io/yaml"
+
+	"github.com/abaca-csi/abaca/pkg/csi"
+)
+
+const (
+	chart     = "charts/abaca"
+	namespace = "abaca-system"
+	snapshots = "snapshot.storage.k8s.io/v1"
+)
+
+// everything switches on what is off by default; with Manila, and without.
+const (
+	everythingManila = `
+backends:
+- {name: one, manila: {cloud: a, cloudsSecret: clouds-a, instance: x}}
+- {name: two, manila: {cloud: b, cloudsSecret: clouds-b}}
+repositories: [{name: offsite, secretName: offsite}, {name: near.by, secretName: nearby}]
+imagePullSecrets: [{name: pull}]
+storageClasses:
+- {name: abaca, default: true, backend: two, mountOptions: [noatime], parameters: {protocol: NFS}, annotations: {a: b}, allowVolumeExpansion: false}
+snapshotClasses:
+- {name: s, type: snapshot, default: true, annotations: {a: b}, deletionPolicy: Retain}
+- {name: b, type: backup, repository: near.by, allowPartial: true, allowEmpty: true}
+state: {existingClaim: state, keysHostPath: /mnt/keys}
+controller: {leaderElection: true, disruptionBudget: true, nodeSelector: {a: b}, tolerations: [{operator: Exists}], podAnnotations: {a: b}, podLabels: {a: b},
+  affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: a, operator: Exists}]}]}}}}
+node: {zone: z, metrics: {enabled: true}, nodeSelector: {a: b}, podAnnotations: {a: b}, podLabels: {a: b}}
+`
+	everythingLocal = `
+backends:
+- {name: one, local: {node: n1, size: 10Gi}}
+- {name: two, local: {node: n1, path: /srv/abaca}}
+repositories: [{name: offsite, secretName: offsite}]
+csiDriver: {attachRequired: true, fsGroupPolicy: None}
+networkPolicy: {enabled: true, metricsFrom: [{namespaceSelector: {matchLabels: {a: b}}}]}
+`
+)
+
+// helm renders the chart with values.
+func helm(t *testing.T, values string, args ...string) (string, error) {
+	t.Helper()
+	return run(t, values, "template", args...)
+}
+
+// run runs a command of helm over the chart, and returns what it prints.
+func run(t *testing.T, values, command string, args ...string) (string, error) {
+	t.Helper()
+	program, err := filepath.Abs("../bin/helm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(program); err != nil {
+		t.Fatalf("%s is missing: run make bin/helm", program)
+	}
+	file := filepath.Join(t.TempDir(), "values.yaml")
+	if err := os.WriteFile(file, []byte(values), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), program, append([]string{command, "abaca", chart, "--namespace", namespace, "--values", file}, args...)...)
+	// Neither a cluster nor anybody's settings have a say.
+	cmd.Env = append(os.Environ(), "KUBECONFIG=/nonexistent", "HELM_CONFIG_HOME="+t.TempDir(), "HELM_CACHE_HOME="+t.TempDir(), "HELM_DATA_HOME="+t.TempDir())
+	var out, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &stderr
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("%w: %s", err, stderr.String())
+	}
+	return out.String(), nil
+}
+
+func render(t *testing.T, values string) objects {
+	t.Helper()
+	out, err := helm(t, values, "--api-versions", snapshots)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return decode(t, out)
+}
+
+func read(t *testing.T, path ...string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(path...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// TestRendered: what is committed is what the chart renders.
+func TestRendered(t *testing.T) {
+	for _, name := range []string{"embedded", "manila"} {
+		out, err := helm(t, read(t, "kustomize", name, "values.yaml"), "--api-versions", snapshots)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out != read(t, "kustomize", name, "abaca.yaml") {
+			t.Errorf("kustomize/%s/abaca.yaml is not what the chart renders: run make chart, and look at the difference", name)
+		}
+	}
+}
+
+// objects are decoded manifests.
+type objects []runtime.Object
+
+var codecs = func() serializer.CodecFactory {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, appsv1.AddToScheme, batchv1.AddToScheme, storagev1.AddToScheme,
+		rbacv1.AddToScheme, policyv1.AddToScheme, networkingv1.AddToScheme, snapshotv1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			panic(err)
+		}
+	}
+	return serializer.NewCodecFactory(scheme, serializer.EnableStrict)
+}()
+
+// decode reads manifests as an API server does that warns of nothing: a field that
+// its type does not have, or has twice, is an error.
+func decode(t *testing.T, text string) objects {
+	t.Helper()
+	var all objects
+	for _, doc := range regexp.MustCompile(`(?m)^---\s*$`).Split(text, -1) {
+		var any map[string]any
+		if err := yaml.UnmarshalStrict([]byte(doc), &any); err != nil {
+			t.Fatalf("%v in\n%s", err, doc)
+		}
+		if len(any) == 0 {
+			continue
+		}
+		object, _, err := codecs.UniversalDeserializer().Decode([]byte(doc), nil, nil)
+		if err != nil {
+			t.Fatalf("%v in\n%s", err, doc)
+		}
+		all = append(all, object)
+	}
+	return all
+}
+
+func of[T runtime.Object](all objects) (found []T) {
+	for _, object := range all {
+		if o, ok := object.(T); ok {
+			found = append(found, o)
+		}
+	}
+	return found
+}
+
+// pod is the pod of the controller or of a node.
+func pod(all objects) map[string]corev1.PodTemplateSpec {
+	pods := map[string]corev1.PodTemplateSpec{}
+	for _, d := range of[*appsv1.Deployment](all) {
+		pods["controller"] = d.Spec.Template
+	}
+	for _, d := range of[*appsv1.DaemonSet](all) {
+		pods["node"] = d.Spec.Template
+	}
+	return pods
+}
+
+// variants are the ways to install the chart.
+func variants(t *testing.T) map[string]objects {
+	return map[string]objects{
+		"embedded": decode(t, read(t, "kustomize/embedded/abaca.yaml")), "manila": decode(t, read(t, "kustomize/manila/abaca.yaml")),
+		"everything with manila": render(t, everythingManila), "everything local": render(t, everythingLocal),
+	}
+}
+
+// TestManifests: what Kubernetes finds out only when it runs them.
+func TestManifests(t *testing.T) {
+	for variant, all := range variants(t) {
+		t.Run(variant, func(t *testing.T) {
+			accounts, roles := map[string]bool{}, map[string]bool{}
+			for _, a := range of[*corev1.ServiceAccount](all) {
+				accounts[a.Name] = a.Namespace == namespace
+			}
+			for _, r := range of[*rbacv1.ClusterRole](all) {
+				roles[r.Name] = true
+			}
+			for _, b := range of[*rbacv1.ClusterRoleBinding](all) {
+				if !roles[b.RoleRef.Name] || len(b.Subjects) != 1 || !accounts[b.Subjects[0].Name] || b.Subjects[0].Namespace != namespace {
+					t.Errorf("binding %s: role %s, subjects %v", b.Name, b.RoleRef.Name, b.Subjects)
+				}
+			}
+			pods := pod(all)
+			if len(pods) != 2 {
+				t.Fatalf("%d pods", len(pods))
+			}
+			for name, template := range pods {
+				if !accounts[template.Spec.ServiceAccountName] {
+					t.Errorf("%s: there is no service account %q", name, template.Spec.ServiceAccountName)
+				}
+				if template.Spec.PriorityClassName == "" {
+					t.Errorf("%s has no priority class", name)
+				}
+				checkPod(t, name, template.Spec)
+			}
+			for _, d := range of[*appsv1.Deployment](all) {
+				selects(t, d.Name, d.Spec.Selector.MatchLabels, d.Spec.Template.Labels, pods["node"].Labels)
+			}
+			for _, d := range of[*appsv1.DaemonSet](all) {
+				selects(t, d.Name, d.Spec.Selector.MatchLabels, d.Spec.Template.Labels, pods["controller"].Labels)
+			}
+			for _, b := range of[*policyv1.PodDisruptionBudget](all) {
+				selects(t, "budget", b.Spec.Selector.MatchLabels, pods["controller"].Labels, pods["node"].Labels)
+			}
+			for _, p := range of[*networkingv1.NetworkPolicy](all) {
+				selects(t, "policy", p.Spec.PodSelector.MatchLabels, pods["controller"].Labels, pods["node"].Labels)
+			}
+		})
+	}
+}
+
+// selects checks that a selector finds the one and not the other.
+func selects(t *testing.T, what string, selector, one, other map[string]string) {
+	matches := func(labels map[string]string) bool {
+		for k, v := range selector {
+			if labels[k] != v {
+				return false
+			}
+		}
+		return len(selector) > 0
+	}
+	if !matches(one) || matches(other) {
+		t.Errorf("%s: the selector %v is of the wrong pods", what, selector)
+	}
+}
+
+// checkPod: mounts, variables and ports refer to what is there, and what is not
+// privileged is restricted.
+func checkPod(t *testing.T, name string, spec corev1.PodSpec) {
+	volumes, used := map[string]corev1.Volume{}, map[string]bool{}
+	for _, v := range spec.Volumes {
+		volumes[v.Name] = v
+	}
+	ports := map[int32]string{}
+	for _, c := range spec.Containers {
+		where := name + "/" + c.Name
+		paths, env := map[string]bool{}, map[string]bool{}
+		for _, m := range c.VolumeMounts {
+			used[m.Name] = true
+			if _, ok := volumes[m.Name]; !ok || paths[m.MountPath] {
+				t.Errorf("%s: mount %s at %s: no such volume, or there is another", where, m.Name, m.MountPath)
+			}
+			paths[m.MountPath] = true
+		}
+		for _, e := range c.Env {
+			env[e.Name] = true
+		}
+		for _, arg := range c.Args {
+			for _, m := range regexp.MustCompile(`\$\((\w+)\)`).FindAllStringSubmatch(arg, -1) {
+				if !env[m[1]] {
+					t.Errorf("%s: %s names a variable that is not there", where, arg)
+				}
+			}
+		}
+		for _, p := range c.Ports {
+			if other := ports[p.ContainerPort]; other != "" {
+				t.Errorf("%s: port %d is that of %s", where, p.ContainerPort, other)
+			}
+			ports[p.ContainerPort] = where
+		}
+		s := c.SecurityContext
+		switch {
+		case s == nil:
+			t.Errorf("%s has no security context", where)
+		case c.Name == "abaca":
+			if s.Privileged == nil || !*s.Privileged || c.LivenessProbe == nil || c.StartupProbe == nil || c.ReadinessProbe == nil {
+				t.Errorf("%s cannot mount, or has no probe", where)
+			}
+		case s.AllowPrivilegeEscalation == nil || *s.AllowPrivilegeEscalation || s.ReadOnlyRootFilesystem == nil || !*s.ReadOnlyRootFilesystem ||
+			s.Capabilities == nil || !slices.Equal(s.Capabilities.Drop, []corev1.Capability{"ALL"}) || len(s.Capabilities.Add) > 0 ||
+			s.SeccompProfile == nil || s.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault || s.Privileged != nil ||
+			(s.RunAsNonRoot == nil || !*s.RunAsNonRoot) && name == "controller":
+			t.Errorf("%s is not restricted", where)
+		}
+		if !strings.Contains(c.Image, ":") || c.Resources.Requests.Memory().IsZero() {
+			t.Errorf("%s: image %q, resources %v", where, c.Image, c.Resources)
+		}
+	}
+	for v := range volumes {
+		if !used[v] {
+			t.Errorf("%s: nobody mounts volume %s", name, v)
+		}
+	}
+	if spec.AutomountServiceAccountToken == nil && name == "node" {
+		t.Error("a node needs no token")
+	}
+}
+
+// TestFlags: the program takes the command lines of the manifests, and the
+// configuration.
+func TestFlags(t *testing.T) {
+	dir := t.TempDir()
+	program := filepath.Join(dir, "abaca")
+	if out, err := exec.Command("go", "build", "-race", "-ldflags", "-s -w", "-o", program, "../cmd/abaca").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for variant, all := range variants(t) {
+		config := filepath.Join(dir, "config.yaml")
+		for _, c := range of[*corev1.ConfigMap](all) {
+			if err := os.WriteFile(config, []byte(c.Data["config.yaml"]), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for name, template := range pod(all) {
+			for _, c := range template.Spec.Containers {
+				if c.Name != "abaca" {
+					continue
+				}
+				help, err := exec.Command(program, c.Args[0], "--help").Output()
+				if err != nil || c.Args[0] != name {
+					t.Fatalf("abaca %s --help: %v", c.Args[0], err)
+				}
+				// It reads all, and stops at the node's name, which is none.
+				args := []string{}
+				for _, arg := range c.Args {
+					flag, _, _ := strings.Cut(arg, "=")
+					if strings.HasPrefix(flag, "-") && !regexp.MustCompile(`(?m)^ +(-\w, )?`+flag+` `).Match(help) {
+						t.Errorf("%s, %s: abaca %s has no flag %s", variant, name, c.Args[0], flag)
+					}
+					arg = strings.ReplaceAll(arg, "$(NODE_NAME)", "-")
+					arg = strings.ReplaceAll(arg, "$(HOST_IPS)", "192.0.2.1,2001:db8::1")
+					arg = strings.ReplaceAll(arg, "/etc/abaca/config/config.yaml", config)
+					args = append(args, arg)
+				}
+				out, err := exec.Command(program, args...).CombinedOutput()
+				if err == nil || !strings.Contains(string(out), "--node-id") {
+					t.Errorf("%s: abaca %s: %v: %s", variant, strings.Join(args, " "), err, out)
+				}
+			}
+		}
+	}
+}
+
+// TestRefusedValues: a value that is not known, or cannot work, is refused with its name.
+func TestRefusedValues(t *testing.T) {
+	const local, manila = "backends: [{name: l, local: {node: n1}}]\n", "backends: [{name: m, manila: {cloud: c, cloudsSecret: s}}]\n"
+	for values, word := range map[string]string{
+		"":                                  "backends",
+		local + "replica: 1":                "replica",
+		local + "controller: {replica: 1}":  "replica",
+		local + "controller: {replicas: 2}": "replicas",
+		local + "controller: {provisioner: {timeout: 10}}":                                         "timeout",
+		local + "node: {zone: a/b}":                                                                "zone",
+		local + "kubeletDir: var/lib":                                                              "kubeletDir",
+		local + "repositories: [{name: Off, secretName: s}]":                                       "repositories/0/name",
+		local + "snapshotClasses: [{name: s, type: snapshot, repository: r}]":                      "repository",
+		local + "snapshotClasses: [{name: s, type: backup, repository: r}]":                        `repository "r"`,
+		local + "storageClasses: [{name: s, backend: x}]":                                          `backend "x"`,
+		local + "storageClasses: [{name: s, parameters: {backend: x}}]":                            "parameters",
+		local + "state: {existingClaim: c}":                                                        "existingClaim",
+		manila + "csiDriver: {attachRequired: false}":                                              "attachRequired",
+		"backends: [{name: backup, local: {node: n1}}]":                                            "backends/0/name",
+		"backends: [{name: l}]":                                                                    "backends/0",
+		"backends: [{name: l, local: {size: 10Gi}}]":                                               "node",
+		"backends: [{name: l, local: {node: n1, size: ten}}]":                                      "size",
+		"backends: [{name: l, local: {node: n1}, manila: {cloud: c, cloudsSecret: s}}]":            "backends/0",
+		"backends: [{name: l, local: {node: n1}}, {name: m, local: {node: n2}}]":                   "n1, n2",
+		"backends: [{name: l, local: {node: n1}}, {name: m, manila: {cloud: c, cloudsSecret: s}}]": "together",
+		"backends: [{name: m, manila: {cloud: c, cloudsSecret: s, password: p}}]":                  "password",
+	} {
+		if _, err := helm(t, values); err == nil || !strings.Contains(err.Error(), word) {
+			t.Errorf("%s: %v; it does not speak of %s", values, err, word)
+		}
+	}
+}
+
+// TestSchema: the schema knows each value, describes it, and refuses others.
+func TestSchema(t *testing.T) {
+	var schema, values map[string]any
+	if err := errors.Join(json.Unmarshal([]byte(read(t, chart, "values.schema.json")), &schema),
+		yaml.UnmarshalStrict([]byte(read(t, chart, "values.yaml")), &values)); err != nil {
+		t.Fatal(err)
+	}
+	var walk func(where string, schema map[string]any, value any)
+	walk = func(where string, schema map[string]any, value any) {
+		if where != "" && schema["description"] == nil {
+			t.Errorf("%s is not described", where)
+		}
+		properties, _ := schema["properties"].(map[string]any)
+		if extra, ok := schema["additionalProperties"].(map[string]any); properties != nil && schema["additionalProperties"] != false && (!ok || extra["type"] != "string") {
+			t.Errorf("%s takes what it does not know", where)
+		}
+		in, _ := value.(map[string]any)
+		for k, p := range properties {
+			v, ok := in[k]
+			if in != nil && !ok && k != "limits" && k != "global" {
+				t.Errorf("%s.%s is not in values.yaml", where, k)
+			}
+			if p, ok := p.(map[string]any); ok { // or false: refused
+				walk(where+"."+k, p, v)
+			}
+		}
+		if items, ok := schema["items"].(map[string]any); ok && items["properties"] != nil {
+			walk(where+"[]", items, nil)
+		}
+	}
+	walk("", schema, values)
+}
+
+// TestClasses: the classes are those that the driver reads, and without a
+// repository or CRDs there are none that could not work.
+func TestClasses(t *testing.T) {
+	const local = "backends: [{name: l, local: {node: n1}}]\n"
+	for _, test := range []struct {
+		values string
+		args   []string
+		want   string
+	}{
+		{local, nil, "abaca"},
+		{local, []string{"--api-versions", snapshots}, "abaca abaca-snapshot"},
+		{local + "repositories: [{name: r, secretName: s}, {name: q, secretName: s}]", []string{"--api-versions", snapshots}, "abaca abaca-backup:r abaca-snapshot"},
+	} {
+		out, err := helm(t, test.values, test.args...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := decode(t, out)
+		var names []string
+		for _, c := range of[*storagev1.StorageClass](all) {
+			if c.Provisioner != csi.DriverName || c.Parameters["backend"] != "l" {
+				t.Errorf("class %s: %s %v", c.Name, c.Provisioner, c.Parameters)
+			}
+			names = append(names, c.Name)
+		}
+		for _, c := range of[*snapshotv1.VolumeSnapshotClass](all) {
+			name := c.Name
+			if r := c.Parameters["repository"]; r != "" {
+				name += ":" + r
+			}
+			if c.Driver != csi.DriverName || (c.Parameters["type"] == "backup") != (name != c.Name) {
+				t.Errorf("class %s: %s %v", c.Name, c.Driver, c.Parameters)
+			}
+			names = append(names, name)
+		}
+		slices.Sort(names)
+		if got := strings.Join(names, " "); got != test.want {
+			t.Errorf("%s: classes %s, want %s", test.values, got, test.want)
+		}
+	}
+}
+
+// TestDriverObject: Kubernetes attaches where the driver wants it, and only there.
+func TestDriverObject(t *testing.T) {
+	for variant, all := range variants(t) {
+		drivers := of[*storagev1.CSIDriver](all)
+		if len(drivers) != 1 || drivers[0].Name != csi.DriverName {
+			t.Fatalf("%s: %v", variant, drivers)
+		}
+		attacher := slices.ContainsFunc(pod(all)["controller"].Spec.Containers, func(c corev1.Container) bool { return c.Name == "csi-attacher" })
+		if want := variant != "embedded"; *drivers[0].Spec.AttachRequired != want || attacher != want {
+			t.Errorf("%s: attachRequired %v, csi-attacher %v", variant, *drivers[0].Spec.AttachRequired, attacher)
+		}
+	}
+}
+
+// TestRules: the table in the documentation has each rule with its reason, and no other.
+func TestRules(t *testing.T) {
+	rendered := map[string]bool{}
+	add := func(role string, rules []rbacv1.PolicyRule) {
+		role = strings.TrimPrefix(role, "abaca-")
+		for _, r := range rules {
+			rendered[fmt.Sprintf("%s | %s | %s", role, strings.TrimPrefix(r.APIGroups[0]+"/"+r.Resources[0], "/"), strings.Join(r.Verbs, ", "))] = true
+			if len(r.APIGroups) != 1 || len(r.Resources) != 1 || len(r.ResourceNames)+len(r.NonResourceURLs) > 0 {
+				t.Errorf("rule %v of %s is not in the form of the table", r, role)
+			}
+		}
+	}
+	all := render(t, everythingManila)
+	for _, r := range of[*rbacv1.ClusterRole](all) {
+		add(r.Name, r.Rules)
+	}
+	for _, r := range of[*rbacv1.Role](all) {
+		add(r.Name, r.Rules)
+	}
+	documented := map[string]bool{}
+	for _, row := range regexp.MustCompile(`(?m)^\| ([a-z-]+) \| (\S+) \| ([a-z, ]+) \| \S.* \|$`).FindAllStringSubmatch(read(t, "../docs/kubernetes.md"), -1) {
+		if row[1] != "role" { // the head
+			documented[strings.Join(row[1:], " | ")] = true
+		}
+	}
+	for rule := range rendered {
+		if !documented[rule] {
+			t.Errorf("docs/kubernetes.md does not say what this is for: %s", rule)
+		}
+	}
+	for rule := range documented {
+		if !rendered[rule] {
+			t.Errorf("docs/kubernetes.md has a rule that is not there: %s", rule)
+		}
+	}
+}
+
+// TestExamples: the examples are sound, and of classes that the chart makes.
+func TestExamples(t *testing.T) {
+	classes := map[string]bool{}
+	all := decode(t, read(t, "kustomize/embedded/abaca.yaml"))
+	for _, c := range of[*storagev1.StorageClass](all) {
+		classes[c.Name] = true
+	}
+	for _, c := range of[*snapshotv1.VolumeSnapshotClass](all) {
+		classes[c.Name] = true
+	}
+	files, err := fs.Glob(os.DirFS("examples"), "*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%d examples, %v", len(files), err)
+	}
+	for _, file := range files {
+		text := read(t, "examples", file)
+		decode(t, text)
+		for _, m := range regexp.MustCompile(`(?m)^ *(?:storage|volumeSnapshot)ClassName: (\S+)`).FindAllStringSubmatch(text, -1) {
+			if !classes[m[1]] {
+				t.Errorf("%s names class %s, which is not among %v", file, m[1], classes)
+			}
+		}
+	}
+	for _, dir := range []string{"embedded", "manila"} {
+		decode(t, read(t, "kustomize", dir, "namespace.yaml"))
+	}
+}
+
+// TestNotes: what is missing is said, and the next three commands.
+func TestNotes(t *testing.T) {
+	const local = "backends: [{name: l, local: {node: n1}}]\n"
+	for values, words := range map[string][]string{
+		local: {"no VolumeSnapshots", "no repository", "node n1"},
+		local + "repositories: [{name: r, secretName: my-secret}]":                                          {"Secret my-secret"},
+		"backends: [{name: m, manila: {cloud: c, cloudsSecret: my-cloud}}]\nnetworkPolicy: {enabled: true}": {"Secret my-cloud", "networkPolicy"},
+	} {
+		out, err := run(t, values, "install", "--dry-run=client")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, notes, _ := strings.Cut(out, "\nNOTES:\n")
+		for _, word := range append(words, "rollout status", "csinode", "kubectl apply") {
+			if !strings.Contains(notes, word) {
+				t.Errorf("the notes of %s do not speak of %s:\n%s", values, word, notes)
+			}
+		}
+	}
+}
