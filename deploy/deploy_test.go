@@ -52,7 +52,7 @@ snapshotClasses:
 - {name: s, type: snapshot, default: true, annotations: {a: b}, deletionPolicy: Retain}
 - {name: b, type: backup, repository: near.by, allowPartial: true, allowEmpty: true}
 state: {existingClaim: state, keysHostPath: /mnt/keys}
-controller: {leaderElection: true, disruptionBudget: true, nodeSelector: {a: b}, tolerations: [{operator: Exists}], podAnnotations: {a: b}, podLabels: {a: b},
+controller: {leaderElection: true, disruptionBudget: true, metrics: {enabled: true}, nodeSelector: {a: b}, tolerations: [{operator: Exists}], podAnnotations: {a: b}, podLabels: {a: b},
   affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: a, operator: Exists}]}]}}}}
 node: {zone: z, metrics: {enabled: true}, nodeSelector: {a: b}, podAnnotations: {a: b}, podLabels: {a: b}}
 `
@@ -544,6 +544,81 @@ func TestExamples(t *testing.T) {
 	}
 	for _, dir := range []string{"embedded", "manila"} {
 		decode(t, read(t, "kustomize", dir, "namespace.yaml"))
+	}
+}
+
+// TestKustomizations: what they name is there.
+func TestKustomizations(t *testing.T) {
+	for _, name := range []string{"embedded", "manila"} {
+		dir := filepath.Join("kustomize", name)
+		var k struct {
+			APIVersion, Kind string
+			Resources        []string
+			Images           []struct{ Name, NewTag string }
+			Patches          []struct {
+				Target struct{ Kind string }
+				Patch  string
+			}
+			SecretGenerator []struct {
+				Name, Namespace string
+				Envs, Files     []string
+				Options         struct{ DisableNameSuffixHash bool }
+			}
+		}
+		if err := yaml.UnmarshalStrict([]byte(read(t, dir, "kustomization.yaml")), &k); err != nil {
+			t.Fatal(err)
+		}
+		files, secrets := k.Resources, map[string]bool{}
+		for _, s := range k.SecretGenerator {
+			files = append(append(files, s.Envs...), s.Files...)
+			secrets[s.Name] = s.Namespace == namespace && s.Options.DisableNameSuffixHash
+		}
+		for _, file := range files {
+			read(t, dir, file)
+		}
+		all := decode(t, read(t, dir, "abaca.yaml"))
+		for _, template := range pod(all) {
+			for _, v := range template.Spec.Volumes {
+				if v.Secret != nil && !secrets[v.Secret.SecretName] {
+					t.Errorf("%s: nobody makes Secret %s", name, v.Secret.SecretName)
+				}
+			}
+			if image := template.Spec.Containers[0].Image; !strings.HasPrefix(image, k.Images[0].Name+":") {
+				t.Errorf("%s: the image is %s, and %s is replaced", name, image, k.Images[0].Name)
+			}
+		}
+		for _, p := range k.Patches {
+			var ops []struct{ Op, Path, Value string }
+			if err := yaml.UnmarshalStrict([]byte(p.Patch), &ops); err != nil {
+				t.Fatal(err)
+			}
+			patched := 0
+			for _, doc := range strings.Split(read(t, dir, "abaca.yaml"), "\n---\n") {
+				var object map[string]any
+				if err := yaml.Unmarshal([]byte(doc), &object); err != nil {
+					t.Fatal(err)
+				}
+				if kind, _ := object["kind"].(string); !regexp.MustCompile("^" + p.Target.Kind + "$").MatchString(kind) {
+					continue
+				}
+				var at any = object
+				for _, step := range strings.Split(ops[0].Path, "/")[1:] {
+					if list, ok := at.([]any); ok && step == "0" && len(list) > 0 {
+						at = list[0]
+						continue
+					}
+					in, _ := at.(map[string]any)
+					at = in[step]
+				}
+				if at != ops[0].Value {
+					t.Errorf("%s: there is %v at %s", name, at, ops[0].Path)
+				}
+				patched++
+			}
+			if patched != 2 {
+				t.Errorf("%s: %d objects are patched", name, patched)
+			}
+		}
 	}
 }
 

@@ -55,6 +55,11 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- else }}{{ include "abaca.manila" . }}{{ end }}
 {{- end }}
 
+{{- define "abaca.metrics" -}}
+{{- if kindIs "bool" .Values.controller.metrics.enabled }}{{ if .Values.controller.metrics.enabled }}true{{ end }}
+{{- else if not (include "abaca.hostNetwork" .) }}true{{ end }}
+{{- end }}
+
 {{/* The directories of local backends other than state.hostPath, as JSON. */}}
 {{- define "abaca.localPaths" -}}
 {{- $paths := list }}
