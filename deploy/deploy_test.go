@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
@@ -51,7 +52,7 @@ storageClasses:
 snapshotClasses:
 - {name: s, type: snapshot, default: true, annotations: {a: b}, deletionPolicy: Retain}
 - {name: b, type: backup, repository: near.by, allowPartial: true, allowEmpty: true}
-state: {existingClaim: state, keysHostPath: /mnt/keys}
+state: {existingClaim: state}
 controller: {leaderElection: true, disruptionBudget: true, metrics: {enabled: true}, nodeSelector: {a: b}, tolerations: [{operator: Exists}], podAnnotations: {a: b}, podLabels: {a: b},
   affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: a, operator: Exists}]}]}}}}
 node: {zone: z, metrics: {enabled: true}, nodeSelector: {a: b}, podAnnotations: {a: b}, podLabels: {a: b}}
@@ -204,6 +205,14 @@ func TestManifests(t *testing.T) {
 			for _, r := range of[*rbacv1.ClusterRole](all) {
 				roles[r.Name] = true
 			}
+			for _, r := range of[*rbacv1.Role](all) {
+				roles["here/"+r.Name] = r.Namespace == namespace
+			}
+			for _, b := range of[*rbacv1.RoleBinding](all) {
+				if !roles["here/"+b.RoleRef.Name] || len(b.Subjects) != 1 || !accounts[b.Subjects[0].Name] || b.Subjects[0].Namespace != namespace || b.Namespace != namespace {
+					t.Errorf("binding %s: role %s, subjects %v", b.Name, b.RoleRef.Name, b.Subjects)
+				}
+			}
 			for _, b := range of[*rbacv1.ClusterRoleBinding](all) {
 				if !roles[b.RoleRef.Name] || len(b.Subjects) != 1 || !accounts[b.Subjects[0].Name] || b.Subjects[0].Namespace != namespace {
 					t.Errorf("binding %s: role %s, subjects %v", b.Name, b.RoleRef.Name, b.Subjects)
@@ -310,19 +319,47 @@ func checkPod(t *testing.T, name string, spec corev1.PodSpec) {
 			t.Errorf("%s: nobody mounts volume %s", name, v)
 		}
 	}
-	if spec.AutomountServiceAccountToken == nil && name == "node" {
-		t.Error("a node needs no token")
+	if token := spec.AutomountServiceAccountToken; name == "node" && (token == nil || *token != strings.Contains(fmt.Sprint(spec), "--keys=secret:")) {
+		t.Error("a node has a token to read keys with, and for nothing else")
 	}
+}
+
+// build builds the program, once.
+func build(t *testing.T) string {
+	t.Helper()
+	if err := built(); err != nil {
+		t.Fatal(err)
+	}
+	return program
+}
+
+var (
+	program string
+	built   = sync.OnceValue(func() error {
+		// With the race detector, as the other tests build it.
+		out, err := exec.Command("go", "build", "-race", "-ldflags", "-s -w", "-o", program, "../cmd/abaca").CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("build abaca: %w: %s", err, out)
+		}
+		return nil
+	})
+)
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "abaca-deploy-")
+	if err != nil {
+		panic(err)
+	}
+	program = filepath.Join(dir, "abaca")
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
 }
 
 // TestFlags: the program takes the command lines of the manifests, and the
 // configuration.
 func TestFlags(t *testing.T) {
-	dir := t.TempDir()
-	program := filepath.Join(dir, "abaca")
-	if out, err := exec.Command("go", "build", "-race", "-ldflags", "-s -w", "-o", program, "../cmd/abaca").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	dir, program := t.TempDir(), build(t)
 	for variant, all := range variants(t) {
 		config := filepath.Join(dir, "config.yaml")
 		for _, c := range of[*corev1.ConfigMap](all) {
@@ -347,6 +384,7 @@ func TestFlags(t *testing.T) {
 						t.Errorf("%s, %s: abaca %s has no flag %s", variant, name, c.Args[0], flag)
 					}
 					arg = strings.ReplaceAll(arg, "$(NODE_NAME)", "-")
+					arg = strings.ReplaceAll(arg, "$(NAMESPACE)", namespace)
 					arg = strings.ReplaceAll(arg, "$(HOST_IPS)", "192.0.2.1,2001:db8::1")
 					arg = strings.ReplaceAll(arg, "/etc/abaca/config/config.yaml", config)
 					args = append(args, arg)
@@ -357,6 +395,16 @@ func TestFlags(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestScheduleExample: the program takes the command line, and misses only the cluster.
+func TestScheduleExample(t *testing.T) {
+	jobs := of[*batchv1.CronJob](decode(t, read(t, "examples/8-schedule.yaml")))
+	cmd := exec.Command(build(t), jobs[0].Spec.JobTemplate.Spec.Template.Spec.Containers[0].Args...)
+	cmd.Env = []string{"HOME=" + t.TempDir()}
+	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "no cluster") {
+		t.Errorf("%v: %s", err, out)
 	}
 }
 
@@ -488,8 +536,9 @@ func TestRules(t *testing.T) {
 	add := func(role string, rules []rbacv1.PolicyRule) {
 		role = strings.TrimPrefix(role, "abaca-")
 		for _, r := range rules {
-			rendered[fmt.Sprintf("%s | %s | %s", role, strings.TrimPrefix(r.APIGroups[0]+"/"+r.Resources[0], "/"), strings.Join(r.Verbs, ", "))] = true
-			if len(r.APIGroups) != 1 || len(r.Resources) != 1 || len(r.ResourceNames)+len(r.NonResourceURLs) > 0 {
+			resource := strings.TrimPrefix(strings.Join(append([]string{r.APIGroups[0], r.Resources[0]}, r.ResourceNames...), "/"), "/")
+			rendered[fmt.Sprintf("%s | %s | %s", role, resource, strings.Join(r.Verbs, ", "))] = true
+			if len(r.APIGroups) != 1 || len(r.Resources) != 1 || len(r.NonResourceURLs) > 0 {
 				t.Errorf("rule %v of %s is not in the form of the table", r, role)
 			}
 		}
