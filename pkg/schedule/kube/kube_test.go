@@ -32,6 +32,7 @@ func claim(name string, phase corev1.PersistentVolumeClaimPhase) *corev1.Persist
 // namespace has two claims that are bound and one that is not. Its snapshots have
 // the UID uid-NAME, and are ready at once unless the class is "fails".
 func namespace() *Namespace {
+	//lint:ignore SA1019 this client has no other one
 	n := &Namespace{Name: "shop", Snapshots: snapshots.NewSimpleClientset(), Core: fake.NewClientset(
 		claim("data", corev1.ClaimBound), claim("web", corev1.ClaimBound), claim("loose", corev1.ClaimPending))}
 	n.Snapshots.(*snapshots.Clientset).PrependReactor("create", "volumesnapshots", func(a ktesting.Action) (bool, runtime.Object, error) {
