@@ -43,6 +43,7 @@ var errMissed = errors.New("a target is missed")
 // bench is one run.
 type bench struct {
 	files, runs int
+	most        int // files in the largest tree whose snapshot is mounted
 	*site
 	tree   *volume // the big tree, once a part has asked for it
 	tables []*table
@@ -54,6 +55,7 @@ func main() {
 	only := flag.String("only", "", "the `parts` to measure, separated by commas: "+partNames()+"; or "+manilaPart)
 	out := flag.String("out", "", "a Markdown `file` into which the tables go, between its markers")
 	bin := flag.String("bin", "bin", "the `directory` with abaca and restic")
+	most := flag.Int("most", 500_000, "how many `files` the largest tree has whose snapshot is mounted")
 	cloud := cloudOptions{}
 	flag.StringVar(&cloud.file, "clouds", "", "a clouds.yaml `file` with a real cloud; empty for a simulated one")
 	flag.StringVar(&cloud.name, "cloud", "", "its `name` in that file")
@@ -68,7 +70,7 @@ func main() {
 		cloud.bin = *bin
 		err = measureManila(ctx, cloud)
 	} else {
-		err = run(ctx, *files, *runs, *only, *out, *bin, cloud)
+		err = run(ctx, *files, *most, *runs, *only, *out, *bin, cloud)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -84,11 +86,11 @@ func partNames() string {
 	return strings.Join(names, ",") // and manilaPart, by itself
 }
 
-func run(ctx context.Context, files, runs int, only, out, bin string, cloud cloudOptions) (err error) {
+func run(ctx context.Context, files, most, runs int, only, out, bin string, cloud cloudOptions) (err error) {
 	if os.Getuid() != 0 {
 		return errors.New("needs root, to mount")
 	}
-	if files < 100 || runs < 1 || flag.NArg() > 0 {
+	if files < 100 || most < 100 || runs < 1 || flag.NArg() > 0 {
 		return errors.New("at least 100 files and 1 run are needed, and no arguments; see -help")
 	}
 	if only != "" && out != "" {
@@ -111,7 +113,7 @@ func run(ctx context.Context, files, runs int, only, out, bin string, cloud clou
 		say("cleaning up")
 		err = errors.Join(err, s.clean(ctx))
 	}()
-	b := &bench{files: files, runs: runs, site: s}
+	b := &bench{files: files, most: most, runs: runs, site: s}
 	if err := s.start(ctx); err != nil {
 		return err
 	}
@@ -153,6 +155,9 @@ func (b *bench) table(part, title string, header ...string) *table {
 	command := fmt.Sprintf("go run ./test/bench -only %s -runs %d", part, b.runs)
 	if part == "backup" || part == "memory" {
 		command += fmt.Sprintf(" -files %d", b.files)
+	}
+	if part == "mount" && b.most != 500_000 {
+		command += fmt.Sprintf(" -most %d", b.most)
 	}
 	if b.cloud.file != "" {
 		title, command = title+", on a real Manila", command+" -clouds FILE -cloud NAME"

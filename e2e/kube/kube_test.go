@@ -1,0 +1,211 @@
+// Package kube installs the chart into a real Kubernetes and runs the examples
+// there, as their readers would: `make e2e-kube`.
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+const (
+	namespace = "abaca-system"
+	node      = "abaca-kube"
+	root      = "../.."
+)
+
+// cluster is one that e2e/kube/up has started.
+type cluster struct {
+	*testing.T
+	dir string
+}
+
+func start(t *testing.T) *cluster {
+	t.Helper()
+	dir := os.Getenv("ABACA_KUBE")
+	if dir == "" {
+		t.Skip("needs a cluster: make e2e-kube starts one")
+	}
+	c := &cluster{t, dir}
+	t.Setenv("KUBECONFIG", filepath.Join(dir, "cluster", "kubeconfig"))
+	t.Setenv("PATH", filepath.Join(dir, "bin")+":"+os.Getenv("PATH"))
+	return c
+}
+
+// try runs a program, and returns what it prints.
+func (c *cluster) try(stdin, name string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Stdin = strings.NewReader(stdin)
+	out, err := cmd.CombinedOutput()
+	return strings.TrimSpace(string(out)), err
+}
+
+func (c *cluster) run(name string, args ...string) string {
+	c.Helper()
+	out, err := c.try("", name, args...)
+	if err != nil {
+		c.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
+func (c *cluster) kubectl(args string) string {
+	c.Helper()
+	return c.run("kubectl", strings.Fields(args)...)
+}
+
+// exec runs a script in a pod.
+func (c *cluster) exec(pod, script string) string {
+	c.Helper()
+	return c.run("kubectl", "exec", pod, "--", "sh", "-c", script)
+}
+
+// apply applies an example, with the images that the cluster has.
+func (c *cluster) apply(example string) {
+	c.Helper()
+	manifest := strings.ReplaceAll(c.example(example), "ghcr.io/abaca-csi/abaca:dev", "abaca:e2e")
+	if out, err := c.try(manifest, "kubectl", "apply", "-f", "-"); err != nil {
+		c.Fatalf("apply %s: %v\n%s", example, err, out)
+	}
+}
+
+// await waits until kubectl prints what is wanted.
+func (c *cluster) await(want, args string) {
+	c.Helper()
+	var out string
+	for until := time.Now().Add(2 * time.Minute); time.Now().Before(until); time.Sleep(500 * time.Millisecond) {
+		if out, _ = c.try("", "kubectl", strings.Fields(args)...); out == want {
+			return
+		}
+	}
+	c.explain()
+	c.Fatalf("kubectl %s: %q, want %q", args, out, want)
+}
+
+// explain shows what the cluster says when something does not come.
+func (c *cluster) explain() {
+	c.Helper()
+	for _, args := range []string{"get pods,pvc,volumesnapshots -A", "get events -A --sort-by=.lastTimestamp",
+		"logs -n " + namespace + " deploy/abaca-controller -c abaca --tail=30"} {
+		out, _ := c.try("", "kubectl", strings.Fields(args)...)
+		lines := strings.Split(out, "\n")
+		c.Logf("kubectl %s\n%s", args, strings.Join(lines[max(0, len(lines)-30):], "\n"))
+	}
+}
+
+// job runs a CronJob now, and returns what it logs.
+func (c *cluster) job(cronJob, name string) string {
+	c.Helper()
+	c.kubectl("create job " + name + " --from=cronjob/" + cronJob)
+	c.await("Complete", "get job "+name+" -o jsonpath={.status.conditions[?(@.type==\"Complete\")].type}")
+	return c.kubectl("logs job/" + name)
+}
+
+const ready = " -o jsonpath={.status.readyToUse}"
+
+// TestExamples: the chart is installed, and the examples do what they say, in
+// their order; in the end nothing is left.
+func TestExamples(t *testing.T) {
+	c := start(t)
+	c.install()
+	c.kubectl("config set-context --current --namespace=default")
+
+	c.apply("1-claim.yaml")
+	c.apply("2-writer.yaml")
+	c.await("Bound", "get pvc data -o jsonpath={.status.phase}")
+	c.await("Running", "get pod writer -o jsonpath={.status.phase}")
+	c.exec("writer", "until [ -s /data/log ]; do sleep 1; done")
+
+	c.apply("3-snapshot.yaml")
+	c.await("true", "get volumesnapshot data-now"+ready)
+	c.apply("4-look-inside.yaml")
+	c.await("Succeeded", "get pod reader -o jsonpath={.status.phase}")
+	if out := c.kubectl("logs reader"); !strings.Contains(out, "it cannot be written") || !strings.Contains(out, "UTC") {
+		t.Errorf("the reader says\n%s", out)
+	}
+
+	c.exec("writer", "echo secret >/data/proof")
+	c.apply("5-backup.yaml")
+	c.await("true", "get volumesnapshot data-offsite"+ready)
+	c.apply("6-restore.yaml")
+	c.await("Bound", "get pvc data-restored -o jsonpath={.status.phase}")
+	if out, err := c.try(strings.NewReplacer("name: writer", "name: check", "claimName: data", "claimName: data-restored").Replace(c.example("2-writer.yaml")),
+		"kubectl", "apply", "-f", "-"); err != nil {
+		t.Fatal(out)
+	}
+	c.await("Running", "get pod check -o jsonpath={.status.phase}")
+	if got := c.exec("check", "cat /data/proof"); got != "secret" {
+		t.Errorf("restored: %q", got)
+	}
+
+	c.apply("7-frozen-view.yaml")
+	if out := c.job("nightly", "tonight"); !strings.Contains(out, "./proof") || !strings.Contains(out, "./log") {
+		t.Errorf("the frozen view has\n%s", out)
+	}
+	c.apply("8-schedule.yaml")
+	c.job("backup", "now")
+	c.await("true true", "get volumesnapshots -l abaca-csi.github.io/schedule=backup -o jsonpath={.items[*].status.readyToUse}")
+
+	c.kubectl(`patch pvc data --type=merge -p {"spec":{"resources":{"requests":{"storage":"2Gi"}}}}`)
+	c.await("2Gi", "get pvc data -o jsonpath={.status.capacity.storage}")
+
+	// The claim goes before its snapshots.
+	c.kubectl("delete pod writer reader check --grace-period=1 --wait")
+	c.kubectl("delete cronjob nightly backup --wait")
+	c.kubectl("delete pvc data data-restored data-then --wait")
+	c.kubectl("delete volumesnapshot --all --wait")
+	c.await("", "get pv,volumesnapshotcontents,volumeattachments -o name")
+	if left, err := os.ReadDir(filepath.Join(c.dir, "cluster/data/offsite/snapshots")); err != nil || len(left) > 0 {
+		t.Errorf("left in the repository: %v, %v", left, err)
+	}
+	c.run("helm", "uninstall", "abaca", "--namespace", namespace, "--wait")
+}
+
+func (c *cluster) example(name string) string {
+	c.Helper()
+	text, err := os.ReadFile(filepath.Join(root, "deploy/examples", name))
+	if err != nil {
+		c.Fatal(err)
+	}
+	return string(text)
+}
+
+// install installs the chart, with the embedded backend and a repository in a
+// directory of the node.
+func (c *cluster) install() {
+	c.Helper()
+	data := filepath.Join(c.dir, "cluster/data")
+	values, err := json.Marshal(map[string]any{
+		"image":          map[string]any{"repository": "abaca", "tag": "e2e"},
+		"kubeletDir":     filepath.Join(c.dir, "cluster/kubelet"),
+		"state":          map[string]any{"hostPath": data},
+		"backends":       []any{map[string]any{"name": "local", "local": map[string]any{"node": node, "size": "8Gi"}}},
+		"repositories":   []any{map[string]any{"name": "offsite", "secretName": "offsite"}},
+		"storageClasses": []any{map[string]any{"name": "abaca"}},
+	})
+	file := filepath.Join(c.TempDir(), "values.yaml")
+	if err = errors.Join(err, os.WriteFile(file, values, 0o600)); err != nil {
+		c.Fatal(err)
+	}
+	if out, err := c.try("", "kubectl", "create", "namespace", namespace); err != nil && !strings.Contains(out, "already exists") {
+		c.Fatal(out)
+	}
+	c.kubectl("label --overwrite namespace " + namespace + " pod-security.kubernetes.io/enforce=privileged")
+	c.kubectl("delete secret offsite --ignore-not-found -n " + namespace)
+	c.kubectl("create secret generic offsite -n " + namespace + " --from-literal=RESTIC_PASSWORD=horse --from-literal=RESTIC_REPOSITORY=" + filepath.Join(data, "offsite"))
+	c.run("helm", "upgrade", "--install", "abaca", filepath.Join(root, "deploy/charts/abaca"), "--namespace", namespace, "--values", file)
+	for _, what := range []string{"deployment/abaca-controller", "daemonset/abaca-node"} {
+		if out, err := c.try("", "kubectl", "rollout", "status", what, "-n", namespace, "--timeout=150s"); err != nil {
+			c.explain()
+			c.Fatalf("%s: %s", what, out)
+		}
+	}
+}
