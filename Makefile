@@ -18,7 +18,7 @@ endif
 export GOFLAGS := $(strip $(shell go env GOFLAGS 2>/dev/null) -buildvcs=false)
 export PATH := $(CURDIR)/bin:$(PATH)
 
-.PHONY: help build test demo demo-manila bench bench-manila lint chart image e2e e2e-manila e2e-nfs manila-up manila-down mutations
+.PHONY: help build test demo demo-manila bench bench-manila lint chart image e2e e2e-manila e2e-nfs manila-up manila-down e2e-kube kube-up kube-down mutations
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -77,8 +77,17 @@ e2e-nfs: deps-e2e-nfs bin/restic ## mount NFS, CIFS and CephFS, and back up, wit
 	@e2e/vm/run -t 240 e2e/vm/servers env ABACA_RESTIC=bin/restic bin/mover.test -test.v -test.run '^Test(NFS|CIFS)'
 	@e2e/vm/run -t 300 e2e/vm/ceph bin/mount.test -test.v -test.run '^TestCephFS$$'
 
-.PHONY: deps-build deps-test deps-demo deps-e2e-nfs deps-manila-up bin/abaca bin/restic bin/helm
-deps-build deps-test deps-demo deps-e2e-nfs deps-manila-up: deps-%:
+e2e-kube: kube-up ## install the chart there and run the examples
+	ABACA_KUBE="$(ABACA_CACHE)/kube" go test -count=1 -timeout 20m -v -run ^TestExamples ./e2e/kube
+
+kube-up: deps-kube-up build ## start a Kubernetes of one node here, with images of this tree (root; e2e/kube/README.md)
+	@e2e/kube/up
+
+kube-down: ## stop it (WIPE=1: and remove what was built for it)
+	@e2e/kube/down $(if $(WIPE),--wipe)
+
+.PHONY: deps-build deps-test deps-demo deps-e2e-nfs deps-manila-up deps-kube-up bin/abaca bin/restic bin/helm
+deps-build deps-test deps-demo deps-e2e-nfs deps-manila-up deps-kube-up: deps-%:
 	@hack/deps $*
 
 bin/abaca: deps-build

@@ -162,6 +162,7 @@ require (
 	k8s.io/api v0.37.0
 	k8s.io/client-go v0.37.0
 	k8s.io/component-base v0.37.0 // indirect
+	k8s.io/kubelet v0.37.0
 	k8s.io/utils v0.0.0-20260707023825-cf1189d6abe3 // indirect
 	sigs.k8s.io/json v0.0.0-20250730193827-2d320260d730 // indirect
 )
