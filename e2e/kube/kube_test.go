@@ -146,6 +146,14 @@ func TestExamples(t *testing.T) {
 		t.Errorf("restored: %q", got)
 	}
 
+	// Both plugins are replaced while volumes are in use.
+	c.kubectl("delete pods --all --wait -n " + namespace)
+	c.rolledOut()
+	c.exec("writer", "echo more >>/data/proof")
+	if got := c.exec("check", "cat /data/proof"); got != "secret" {
+		t.Errorf("after the plugins were replaced: %q", got)
+	}
+
 	c.apply("7-frozen-view.yaml")
 	if out := c.job("nightly", "tonight"); !strings.Contains(out, "./proof") || !strings.Contains(out, "./log") {
 		t.Errorf("the frozen view has\n%s", out)
@@ -202,6 +210,12 @@ func (c *cluster) install() {
 	c.kubectl("delete secret offsite --ignore-not-found -n " + namespace)
 	c.kubectl("create secret generic offsite -n " + namespace + " --from-literal=RESTIC_PASSWORD=horse --from-literal=RESTIC_REPOSITORY=" + filepath.Join(data, "offsite"))
 	c.run("helm", "upgrade", "--install", "abaca", filepath.Join(root, "deploy/charts/abaca"), "--namespace", namespace, "--values", file)
+	c.rolledOut()
+}
+
+// rolledOut waits until both plugins are ready.
+func (c *cluster) rolledOut() {
+	c.Helper()
 	for _, what := range []string{"deployment/abaca-controller", "daemonset/abaca-node"} {
 		if out, err := c.try("", "kubectl", "rollout", "status", what, "-n", namespace, "--timeout=150s"); err != nil {
 			c.explain()

@@ -81,6 +81,13 @@ func measureManila(ctx context.Context, o cloudOptions) (err error) {
 	made := &table{title: "Volumes from CreateVolume to where a node can mount them, on " + where, command: "make bench-manila",
 		header: []string{"at once", "limit of a call", "who", "made", "median", "slowest", "requests each", "of them Keystone's", "shares left", "target", "met"}}
 	shown := &table{title: "Snapshots from CreateSnapshot to where a node can mount them read-only, on " + where, command: "make bench-manila", header: made.header}
+	made.notes = append(made.notes, fmt.Sprintf("A call that failed or timed out is repeated after 1, 2, 4, ... s, for %s in all.", patience),
+		"For manila-csi it ends with CreateVolume, which makes the access rule; its node asks the cloud again at each mount, which is not counted. For Abaca it ends with ControllerPublishVolume.")
+	shown.notes = append(shown.notes, "manila-csi copies the share; Abaca shows the snapshot itself.")
+	defer func() { // what there is, when it is interrupted
+		made.print(os.Stdout)
+		shown.print(os.Stdout)
+	}()
 	tag := strconv.FormatInt(time.Now().UnixNano(), 36)
 	for _, n := range at {
 		for _, limit := range []time.Duration{time.Minute, 10 * time.Second} {
@@ -108,11 +115,6 @@ func measureManila(ctx context.Context, o cloudOptions) (err error) {
 			}
 		}
 	}
-	made.notes = append(made.notes, fmt.Sprintf("A call that failed or timed out is repeated after 1, 2, 4, ... s, for %s in all.", patience),
-		"For manila-csi it ends with CreateVolume, which makes the access rule; its node asks the cloud again at each mount, which is not counted. For Abaca it ends with ControllerPublishVolume.")
-	shown.notes = append(shown.notes, "manila-csi copies the share; Abaca shows the snapshot itself.")
-	made.print(os.Stdout)
-	shown.print(os.Stdout)
 	if made.missed || shown.missed {
 		return errMissed
 	}
