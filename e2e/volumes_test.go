@@ -219,8 +219,8 @@ func TestTwoControllers(t *testing.T) {
 	ref := together("reference", volume(func() *csi.CreateVolumeRequest { return fromSnapshot(volumeRequest("ref", readers), snap) }))
 	clone := together("clone", volume(func() *csi.CreateVolumeRequest { return fromVolume(volumeRequest("clone", writers), data) }))
 	restored := together("restore", volume(func() *csi.CreateVolumeRequest { return fromSnapshot(volumeRequest("restored", writers), saved) }))
-	both[0].settle("3 shares, 1 snapshots (0 temporary), 4 exports, 1 backups, 0 movers, 0 locks")
-	if got := s.inventory(); got != "3 shares, 1 snapshots (0 temporary), 4 exports, 1 backups, 0 movers, 0 locks" {
+	both[0].settle("3 shares, 1 snapshots (0 temporary), 2 exports, 1 backups, 0 movers, 0 locks")
+	if got := s.inventory(); got != "3 shares, 1 snapshots (0 temporary), 2 exports, 1 backups, 0 movers, 0 locks" {
 		t.Errorf("together they made %s", got)
 	}
 	dir := both[1].publish(&csi.Volume{VolumeId: restored}, writers)
