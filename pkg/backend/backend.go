@@ -75,6 +75,8 @@ type Backend interface {
 	// target: ErrConflict when it holds another one already. Exporting again
 	// what the consumer holds returns the same. ErrNotFound when the target
 	// does not exist. Drafts are exported too: something has to fill them.
+	// After an error other than ErrPending and ErrUnavailable it holds nothing
+	// that it did not hold before.
 	Export(ctx context.Context, target Target, consumer string) (*Export, error)
 
 	// Unexport ends what Export began. A consumer that does not hold the target
@@ -91,7 +93,8 @@ type Backend interface {
 	// is not empty.
 	ListShares(ctx context.Context, after string, limit int) (shares []*Share, more bool, err error)
 	ListSnapshots(ctx context.Context, after string, limit int) (snapshots []*Snapshot, more bool, err error)
-	// ListExports is ordered by consumer, and after is a consumer.
+	// ListExports is ordered by consumer, and after is a consumer. It says who
+	// holds what, Consumer and Target; all else may be missing.
 	ListExports(ctx context.Context, after string, limit int) (exports []*Export, more bool, err error)
 }
 

@@ -389,6 +389,44 @@ func TestLostAnswers(t *testing.T) {
 	}
 }
 
+// TestFinalErrors: after an answer that ends the request nobody may call again,
+// so what was begun for it is undone. One that does not is gone on with.
+func TestFinalErrors(t *testing.T) {
+	for kind, stays := range map[error]bool{
+		backend.ErrInvalid: false, backend.ErrExhausted: false, backend.ErrConflict: false, backend.ErrUnsupported: false,
+		backend.ErrNotFound: false, backend.ErrAuth: false, backend.ErrPending: true, backend.ErrUnavailable: true,
+	} {
+		f, ctx := newFixture(t), context.Background()
+		f.driver.Backups, _ = newEngine(f.driver.Backends)
+		v := f.volume(create("data", writer, nil))
+		save := &csi.CreateSnapshotRequest{Name: "saved", SourceVolumeId: v.GetVolumeId(), Parameters: map[string]string{"type": "backup", "repository": "offsite"}}
+		var saved *csi.CreateSnapshotResponse
+		for range 2 {
+			var err error
+			if saved, err = f.CreateSnapshot(ctx, save); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for name, c := range map[string]struct {
+			method string
+			req    *csi.CreateVolumeRequest
+		}{
+			"view":    {"Export", create("view", reader, contentSource(v.GetVolumeId()))},
+			"clone":   {"CreateShare", create("clone", writer, contentSource(v.GetVolumeId()))},
+			"restore": {"Export", create("restored", writer, contentSource(saved.GetSnapshot().GetSnapshotId()))},
+		} {
+			before := f.count()
+			f.backend.On(c.method).Fail(fmt.Errorf("no: %w", kind))
+			if _, err := f.CreateVolume(ctx, c.req); err == nil {
+				t.Fatalf("%s, %v: no error", name, kind)
+			}
+			if left := f.count(); (left != before) != stays {
+				t.Errorf("%s, %v: %s before, and %s after it", name, kind, before, left)
+			}
+		}
+	}
+}
+
 func TestParameters(t *testing.T) {
 	f, ctx := newFixture(t), context.Background()
 	for _, c := range []struct {

@@ -76,3 +76,13 @@ func toStatus(method string, err error) error {
 	}
 	return status.Error(codes.Internal, err.Error())
 }
+
+// final says whether an error of a create ends the request: after it the
+// orchestrator may never call again, so that nothing must stay behind.
+func final(err error) bool {
+	switch status.Code(toStatus("/Create", err)) {
+	case codes.OK, codes.Canceled, codes.DeadlineExceeded, codes.Aborted, codes.Unavailable:
+		return false
+	}
+	return true
+}

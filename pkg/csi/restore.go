@@ -46,10 +46,6 @@ func (d *Driver) createFromBackup(ctx context.Context, c creation, s Snapshot) (
 		}
 	}
 	restore, target := restoreID(share), backend.Target{ShareID: share.ID}
-	at, err := engine.Export(ctx, c.backend, target, restore, false)
-	if err != nil {
-		return nil, err
-	}
 	// Another controller may finish, or give up, what this one waits for.
 	draft := func(ctx context.Context) error {
 		now, err := c.backend.Share(ctx, share.ID)
@@ -58,15 +54,21 @@ func (d *Driver) createFromBackup(ctx context.Context, c creation, s Snapshot) (
 		}
 		return err
 	}
-	st, err := d.awaitRestore(ctx, engine, backup.RestoreRequest{
-		ID: restore, Repository: s.Repository, Backup: s.Backup, Volume: Volume{Backend: c.backendName, Share: share.ID}.String(),
-		Name: c.name, Target: at, Wanted: draft})
-	if errors.Is(err, backup.ErrFailed) || errors.Is(err, backend.ErrExhausted) {
-		// Final: the orchestrator may never come back, so nothing stays.
+	var st *backup.Status
+	at, err := engine.Export(ctx, c.backend, target, restore, false)
+	if err == nil {
+		st, err = d.awaitRestore(ctx, engine, backup.RestoreRequest{
+			ID: restore, Repository: s.Repository, Backup: s.Backup, Volume: Volume{Backend: c.backendName, Share: share.ID}.String(),
+			Name: c.name, Target: at, Wanted: draft})
+	}
+	if err != nil && final(err) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTimeout)
 		defer cancel()
 		if gone := draft(ctx); gone != nil {
 			return nil, errors.Join(err, gone)
+		}
+		if left := engine.EndRestore(ctx, restore); left != nil {
+			return nil, errors.Join(err, left)
 		}
 		return nil, errors.Join(err, c.backend.DeleteShare(ctx, share.ID))
 	}

@@ -427,14 +427,12 @@ func temporaryName(volume string) string { return "volume/" + volume }
 // abandon removes the snapshot that was cut for a volume that will not be: after
 // an answer that is final nobody may call again.
 func (c creation) abandon(ctx context.Context, err error, snapshot string) error {
-	for _, final := range []error{backend.ErrInvalid, backend.ErrExhausted, backend.ErrConflict, errRange} {
-		if errors.Is(err, final) {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTimeout)
-			defer cancel()
-			return errors.Join(err, c.backend.DeleteSnapshot(ctx, snapshot))
-		}
+	if !final(err) {
+		return err
 	}
-	return err
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTimeout)
+	defer cancel()
+	return errors.Join(err, c.backend.DeleteSnapshot(ctx, snapshot))
 }
 
 // cleanUpTimeout bounds what is still done for a request that has failed.

@@ -98,7 +98,7 @@ func (b *Backend) Export(ctx context.Context, target backend.Target, consumer st
 		s, err := b.hold(ctx, target, consumer)
 		if err == nil {
 			if err := b.prepare(ctx, s, consumer); err != nil {
-				return nil, err
+				return nil, b.giveUp(ctx, err, s, consumer, target)
 			}
 			return b.exportOf(ctx, s, consumer)
 		}
@@ -236,7 +236,8 @@ func (b *Backend) hold(ctx context.Context, target backend.Target, consumer stri
 		}
 		return nil, err // the intent stays for the next call
 	}
-	if err := b.setMetadata(ctx, of, map[string]string{holdKey(consumer, what): held}); err != nil {
+	// Both, as an Unexport may have dropped the intent meanwhile.
+	if err := b.setMetadata(ctx, of, map[string]string{prefixConsumer + consumer: b.o.Instance, holdKey(consumer, what): held}); err != nil {
 		return nil, err
 	}
 	s.Metadata[holdKey(consumer, what)] = held
@@ -285,6 +286,23 @@ func (b *Backend) prepare(ctx context.Context, s *share, consumer string) error 
 }
 
 func copyName(consumer string) string { return "export/" + consumer }
+
+// giveUp lets go of what is held when preparing it has failed for good: nobody
+// may call again.
+func (b *Backend) giveUp(ctx context.Context, err error, s *share, consumer string, target backend.Target) error {
+	if ctx.Err() != nil || errors.Is(err, backend.ErrPending) || errors.Is(err, backend.ErrUnavailable) {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), giveUpTimeout)
+	defer cancel()
+	if left := b.release(ctx, s, consumer, target); left != nil {
+		return fmt.Errorf("%w: %s; and letting go of it: %s", backend.ErrPending, err, left)
+	}
+	return err
+}
+
+// giveUpTimeout bounds what is still done for a call that has failed.
+const giveUpTimeout = 30 * time.Second
 
 // exportOf describes what a consumer holds.
 func (b *Backend) exportOf(ctx context.Context, s *share, consumer string) (*backend.Export, error) {
@@ -398,11 +416,27 @@ func (b *Backend) Unexport(ctx context.Context, target backend.Target, consumer 
 		return err
 	}
 	defer unlock()
-	s, _, err := b.holder(ctx, consumer)
-	if err != nil || s == nil || s.target(consumer) != target {
+	s, others, err := b.holder(ctx, consumer)
+	if err != nil {
 		return err
 	}
-	return b.release(ctx, s, consumer, target)
+	if s != nil {
+		if s.target(consumer) == target {
+			return b.release(ctx, s, consumer, target)
+		}
+		others = append(others, s)
+	}
+	// An Export that was killed may have left no more than its intent.
+	for _, other := range others {
+		what := target.SnapshotID
+		if target.ShareID == other.ID {
+			what = holdsShare
+		}
+		if _, ok := other.Metadata[holdKey(consumer, what)]; ok {
+			err = errors.Join(err, b.letGo(ctx, other.ID, consumer, what))
+		}
+	}
+	return err
 }
 
 // release takes away what Grant and Export have made, and then the hold.
@@ -472,11 +506,7 @@ func (b *Backend) ListExports(ctx context.Context, after string, limit int) (_ [
 	page, more := cut(holds, func(h hold) string { return h.consumer }, after, limit)
 	var out []*backend.Export
 	for _, h := range page {
-		x, err := b.exportOf(ctx, h.share, h.consumer)
-		if err != nil {
-			return nil, false, err
-		}
-		out = append(out, x)
+		out = append(out, &backend.Export{Target: h.share.target(h.consumer), Consumer: h.consumer})
 	}
 	return out, more, nil
 }

@@ -115,13 +115,9 @@ func TestCutAtEveryRequest(t *testing.T) {
 					if op.typ != "" {
 						req.Parameters = map[string]string{"type": "mountable", "protocol": "NFS"}
 					}
-					if op.typ == "nfs" { // neither mountable nor with a directory
+					if op.typ == "nfs" {
 						req.MinSize = 2 * gib
-						c.Alter(func(_ map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, types []*fakemanila.Type) {
-							for _, typ := range types {
-								delete(typ.Specs, "mount_snapshot_support")
-							}
-						})
+						c.onlyCopies()
 					}
 					g := ground{}
 					g.share = ok[*backend.Share](t)(b.CreateShare(t.Context(), req))
