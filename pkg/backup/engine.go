@@ -301,6 +301,19 @@ func (e *Engine) restart(ctx context.Context, st *Status, recover bool) error {
 		task := *job.Task.Backup
 		task.Parent = nil
 		job.Task.Backup = &task
+		// This may be another node than the last attempt's, and what it mounts may
+		// have moved. What has gone is the mover's to report.
+		b, err := e.backend(job.Backend)
+		if err != nil {
+			return err
+		}
+		source, err := e.Export(ctx, b, backend.Target{SnapshotID: job.Snapshot}, job.Consumer, true)
+		if err != nil && !errors.Is(err, backend.ErrNotFound) {
+			return fmt.Errorf("export snapshot %s again: %w", job.Snapshot, err)
+		}
+		if err == nil {
+			job.Task.Source = source
+		}
 	}
 	klog.FromContext(ctx).Info("Mover starts again", "task", job.Task.ID, "attempt", job.Attempt, "phase", st.Phase,
 		"error", st.Result.Error)
@@ -528,6 +541,7 @@ func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (*Status, erro
 	}
 	switch st.Phase {
 	case Interrupted:
+		st.Job.Task.Source = req.Target
 		err := e.restart(ctx, st, true)
 		st.Phase = Running
 		return st, err
@@ -656,23 +670,20 @@ func (e *Engine) look(ctx context.Context, id string) (err error) {
 
 // sweep removes temporary snapshots of backups that no job knows: a controller
 // was killed between the cut and the record, and nobody has called again.
-func (e *Engine) sweep(ctx context.Context) error {
+func (e *Engine) sweep(ctx context.Context) (err error) {
 	for name, b := range e.Backends {
-		snapshots, _, err := b.ListSnapshots(ctx, "", 0)
-		if err != nil {
-			return fmt.Errorf("list snapshots of backend %s: %w", name, err)
+		snapshots, _, lerr := b.ListSnapshots(ctx, "", 0)
+		if lerr != nil {
+			err = errors.Join(err, fmt.Errorf("list snapshots of backend %s: %w", name, lerr))
 		}
 		for _, s := range snapshots {
 			id, ours := strings.CutPrefix(s.Name, temporaryName(""))
-			if !ours || s.Role != backend.RoleTemporary || e.Now().Sub(s.CreatedAt) < sweepAge {
-				continue
-			}
-			if err := e.sweepOne(ctx, Job{Backend: name, Snapshot: s.ID, Consumer: consumerOf(id)}, id); err != nil {
-				return err
+			if ours && s.Role == backend.RoleTemporary && e.Now().Sub(s.CreatedAt) >= sweepAge {
+				err = errors.Join(err, e.sweepOne(ctx, Job{Backend: name, Snapshot: s.ID, Consumer: consumerOf(id)}, id))
 			}
 		}
 	}
-	return nil
+	return err
 }
 
 func (e *Engine) sweepOne(ctx context.Context, job Job, id string) error {

@@ -110,6 +110,7 @@ type bench struct {
 	now        time.Time
 	runner     *fakeRunner
 	repository *fakeRepository
+	store      *memory.Store
 	backend    backend.Backend
 	share      *backend.Share
 }
@@ -118,9 +119,9 @@ func newBench(t *testing.T) *bench {
 	t.Helper()
 	b := &bench{t: t, now: time.Date(2026, 4, 12, 1, 0, 0, 0, time.UTC), repository: &fakeRepository{}}
 	clock := func() time.Time { return b.now }
-	store := memory.NewStore("")
-	store.Now = clock
-	b.backend = store.Open()
+	b.store = memory.NewStore("")
+	b.store.Now = clock
+	b.backend = b.store.Open()
 	b.runner = &fakeRunner{jobs: map[string]*Status{}, now: clock}
 	b.Engine = &Engine{Backends: map[string]backend.Backend{"mem": b.backend}, Repositories: b.repository, Runner: b.runner,
 		Now: clock, Tick: time.Millisecond}
@@ -399,6 +400,53 @@ func TestDyingMoverIsSlowedDown(t *testing.T) {
 	}
 	if b.runner.starts > 6 {
 		t.Errorf("%d movers in a minute", b.runner.starts)
+	}
+}
+
+// TestNextAttemptOnAnotherNode: a mover that starts again is let in where it is
+// now, and reads from where the snapshot is served now.
+func TestNextAttemptOnAnotherNode(t *testing.T) {
+	b := newBench(t)
+	b.Node.Name = "first"
+	if _, err := b.Backup(t.Context(), b.request("one")); err != nil {
+		t.Fatal(err)
+	}
+	b.Node.Name = "second"
+	b.runner.jobs["one"].Phase, b.runner.jobs["one"].Job.Task.Source = Interrupted, mount.Source{Protocol: "moved"}
+	if err := b.look(t.Context(), "one"); err != nil {
+		t.Fatal(err)
+	}
+	granted := b.store.Granted(consumerOf("one"))
+	if _, ok := granted["second"]; !ok || b.runner.jobs["one"].Job.Task.Source.Protocol == "moved" {
+		t.Errorf("let in: %v; the source is %+v", granted, b.runner.jobs["one"].Job.Task.Source)
+	}
+	// A restore is given its source by whoever asks for it.
+	req := RestoreRequest{ID: "restore-x", Repository: "offsite", Backup: "one", Target: mount.Source{Protocol: "bind"}, Wanted: always}
+	if _, err := b.Restore(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	b.runner.jobs[req.ID].Phase = Interrupted
+	req.Target.Protocol = "nfs"
+	if _, err := b.Restore(t.Context(), req); err != nil || b.runner.jobs[req.ID].Job.Task.Source.Protocol != "nfs" {
+		t.Errorf("restore: %+v, %v", b.runner.jobs[req.ID].Job.Task.Source, err)
+	}
+}
+
+// TestSweepGoesOn: one snapshot that cannot be removed keeps no other.
+func TestSweepGoesOn(t *testing.T) {
+	b := newBench(t)
+	for _, id := range []string{"a", "b", "c"} {
+		s, err := b.backend.CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: temporaryName(id), ShareID: b.share.ID, Role: backend.RoleTemporary})
+		if err == nil && id == "b" {
+			_, err = b.backend.Export(t.Context(), backend.Target{SnapshotID: s.ID}, "somebody-else")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.now = b.now.Add(time.Hour)
+	if err := b.sweep(t.Context()); !errors.Is(err, backend.ErrInUse) || b.snapshots() != 1 {
+		t.Errorf("%d snapshots are left: %v", b.snapshots(), err)
 	}
 }
 
