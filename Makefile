@@ -2,8 +2,6 @@
 
 # Git may refuse a tree of another owner, and a build does not depend on it.
 VERSION := $(or $(shell git describe --tags --always --dirty 2>/dev/null),dev)
-RESTIC  := $(shell awk '$$1 == "github.com/restic/restic" {print $$2}' go.mod)
-HELM    := $(shell awk '$$1 == "helm.sh/helm/v4" {print $$2}' hack/helm/go.mod)
 IMAGE   ?= abaca:$(VERSION)
 DEMO    ?=
 
@@ -24,7 +22,7 @@ help: ## list the targets
 
 build: bin/abaca bin/restic ## build bin/abaca and the pinned bin/restic (2 CPU minutes, once)
 
-test: deps-test bin/restic bin/helm ## run all tests with the race detector (root; installs what it needs)
+test: deps-test bin/restic bin/helm bin/servers ## run all tests with the race detector (root; installs what it needs)
 	@go build -o bin/report ./test/report
 	@bin/report -skips hack/skips.txt -limit $(or $(LIMIT),28m) -- -race -count=1 -p 2 -timeout 25m ./...
 
@@ -66,7 +64,7 @@ image: ## build the container image (docker or podman; IMAGE=name:tag)
 mutations: deps-test bin/restic ## break the code once a promise, and see the tests go red (root; a quarter of an hour)
 	@go run ./test/mutations
 
-e2e: deps-test bin/restic ## csi-sanity and the kill tests alone, in full words (root)
+e2e: deps-test bin/restic bin/servers ## csi-sanity and the kill tests alone, in full words (root)
 	go test -count=1 -timeout 25m -v ./e2e/...
 
 # Built here, run there: to compile in such a machine takes for ever.
@@ -86,7 +84,7 @@ kube-up: deps-kube-up build ## start a Kubernetes of one node here, with images 
 kube-down: ## stop it (WIPE=1: and remove what was built for it)
 	@e2e/kube/down $(if $(WIPE),--wipe)
 
-.PHONY: deps-build deps-test deps-demo deps-e2e-nfs deps-manila-up deps-kube-up bin/abaca bin/restic bin/helm
+.PHONY: deps-build deps-test deps-demo deps-e2e-nfs deps-manila-up deps-kube-up bin/abaca bin/restic bin/helm bin/servers
 deps-build deps-test deps-demo deps-e2e-nfs deps-manila-up deps-kube-up: deps-%:
 	@hack/deps $*
 
@@ -94,17 +92,12 @@ bin/abaca: deps-build
 	@echo "building bin/abaca $(VERSION)"
 	@go build -ldflags '-X main.version=$(VERSION)' -o $@ ./cmd/abaca
 
-# The binary says itself which release it was built from, so that a new pin in
-# go.mod, and nothing else, rebuilds it.
 bin/restic: deps-build
-	@if ! go version -m $@ 2>/dev/null | grep -q 'github.com/restic/restic.$(RESTIC)\b'; then \
-		echo "building bin/restic $(RESTIC) (about 2 CPU minutes, once)"; \
-		go build -o $@.$$$$ github.com/restic/restic/cmd/restic && mv $@.$$$$ $@; \
-	fi
+	@hack/tool . github.com/restic/restic/cmd/restic
 
-# The same, from a module of its own: the driver depends on nothing of it.
+# From modules of their own: the driver depends on nothing of them.
 bin/helm: deps-build
-	@if ! go version -m $@ 2>/dev/null | grep -q 'helm.sh/helm/v4.$(HELM)\b'; then \
-		echo "building bin/helm $(HELM) (about 4 CPU minutes, once)"; \
-		go build -C hack/helm -o $(CURDIR)/$@.$$$$ helm.sh/helm/v4/cmd/helm && mv $@.$$$$ $@; \
-	fi
+	@hack/tool hack/helm helm.sh/helm/v4/cmd/helm
+
+bin/servers: deps-build
+	@hack/tool hack/servers github.com/restic/rest-server/cmd/rest-server github.com/versity/versitygw/cmd/versitygw

@@ -244,6 +244,9 @@ func (e *Engine) advance(ctx context.Context, st *Status) (*Backup, error) {
 	b := describe(st.Job)
 	switch st.Phase {
 	case Running:
+		if t := st.Progress.Trouble; t != "" {
+			return nil, fmt.Errorf("backup %q: attempt %d goes on, but %s: %w", b.Name, st.Job.Attempt, t, backend.ErrUnavailable)
+		}
 		return b, nil
 	case Interrupted:
 		// The first time at once; a mover that dies each time, slower and slower.

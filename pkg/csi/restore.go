@@ -134,9 +134,13 @@ func (d *Driver) awaitRestore(ctx context.Context, engine *backup.Engine, req ba
 
 func percentage(st *backup.Status) string {
 	p := st.Progress
-	if p.BytesTotal == 0 {
-		return "0 %"
+	text := "0 %"
+	if p.BytesTotal != 0 {
+		text = fmt.Sprintf("%d %% (%d of %d bytes, %d of %d files)",
+			100*p.BytesDone/p.BytesTotal, p.BytesDone, p.BytesTotal, p.FilesDone, p.FilesTotal)
 	}
-	return fmt.Sprintf("%d %% (%d of %d bytes, %d of %d files)",
-		100*p.BytesDone/p.BytesTotal, p.BytesDone, p.BytesTotal, p.FilesDone, p.FilesTotal)
+	if p.Trouble != "" {
+		text += ", but " + p.Trouble
+	}
+	return text
 }

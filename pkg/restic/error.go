@@ -47,6 +47,16 @@ func (e *Error) Unwrap() []error {
 // presented and never whether there was one.
 func (e *Error) NoSpace() bool { return e.noSpace }
 
+// withoutRetry removes from a complaint what is only about restic's next try.
+func withoutRetry(line string) string {
+	if before, after, ok := strings.Cut(line, " returned error, retrying after "); ok {
+		if _, reason, ok := strings.Cut(after, ": "); ok {
+			return before + " failed: " + reason
+		}
+	}
+	return line
+}
+
 const noSpaceHint = "free space or enlarge: the target of a restore; else the repository, or the mover's temporary and cache directories"
 
 // hints are what to look at, by what the system or the repository's server
@@ -54,11 +64,15 @@ const noSpaceHint = "free space or enlarge: the target of a restore; else the re
 var hints = []struct{ words, hint string }{
 	{syscall.ENOSPC.Error(), noSpaceHint},
 	{syscall.EDQUOT.Error(), noSpaceHint},
+	{"507 Insufficient Storage", noSpaceHint},
 	{"no such host", "check the host name in RESTIC_REPOSITORY and the DNS of the mover"},
 	{syscall.ECONNREFUSED.Error(), "check the host and port in RESTIC_REPOSITORY, and the network policies around the mover"},
 	{syscall.EROFS.Error(), "the repository cannot be written"},
 	{syscall.EACCES.Error(), "check who may read and write the repository"},
 	{"certificate", "check RESTIC_CACERT"},
+	{"401 Unauthorized", "check RESTIC_REST_USERNAME and RESTIC_REST_PASSWORD"},
+	{"403 Forbidden", "check what the credentials allow; a server that only lets append removes nothing"},
+	{"Access Denied", "check the access key, and what it may do to the bucket"},
 }
 
 var kindHints = map[error]string{
@@ -79,8 +93,9 @@ type complaints struct {
 	noise   bool // anything at all
 }
 
-// add takes one line.
-func (c *complaints) add(line string, redact *strings.Replacer, dir string) {
+// add takes one line, and returns it as a person may read it; empty if it is for
+// programs.
+func (c *complaints) add(line string, redact *strings.Replacer, dir string) (plainly string) {
 	var m struct {
 		Type    string `json:"message_type"`
 		Message string
@@ -91,7 +106,7 @@ func (c *complaints) add(line string, redact *strings.Replacer, dir string) {
 	text := redact.Replace(line)
 	switch {
 	case strings.TrimSpace(line) == "":
-		return
+		return ""
 	case isJSON && m.Type == "exit_error":
 		text = redact.Replace(m.Message)
 		c.exit = oneLine(text)
@@ -106,7 +121,8 @@ func (c *complaints) add(line string, redact *strings.Replacer, dir string) {
 			c.paths = append(c.paths, item)
 		}
 	case !isJSON:
-		c.tail = append(c.tail, strings.TrimSpace(text))
+		plainly = printable(withoutRetry(strings.TrimSpace(text)))
+		c.tail = append(c.tail, plainly)
 		c.tail = c.tail[max(0, len(c.tail)-maxTail):]
 	}
 	c.noise = true
@@ -120,6 +136,7 @@ func (c *complaints) add(line string, redact *strings.Replacer, dir string) {
 			}
 		}
 	}
+	return plainly
 }
 
 const (
@@ -161,14 +178,18 @@ func (c *complaints) ended(command string, code int, cause error) *Error {
 	if c.items > 1 {
 		words = append(words, fmt.Sprintf("and %d more", c.items-1))
 	}
-	// Names of files can hold anything.
-	e.Message = strings.Map(func(r rune) rune {
+	e.Message = printable(strings.Join(words, "; "))
+	return e
+}
+
+// printable keeps what names of files can hold from a terminal.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) {
 			return '?'
 		}
 		return r
-	}, strings.Join(words, "; "))
-	return e
+	}, text)
 }
 
 // oneLine makes a message one line, without the stack trace that restic adds

@@ -284,11 +284,28 @@ printf '{"message_type":"summary","total_files":9,"files_restored":7,"files_skip
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []Progress{{400, 1000, 3, 9, 100}, {400, 1000, 3, 9, 200}, {}}
+	want := []Progress{{400, 1000, 3, 9, 100, ""}, {400, 1000, 3, 9, 200, ""}, {}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
 	if diff := cmp.Diff(&RestoreSummary{9, 7, 5, 4, 2, 1}, summary); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestTrouble: what restic complains of is told until it moves on.
+func TestTrouble(t *testing.T) {
+	r := fake(t, nil, `status() { echo '{"message_type":"status","total_bytes":1000,"bytes_done":'$1'}'; sleep 0.2; }
+status 400
+echo 'Save(<data/5f>) returned error, retrying after 1.08s: 500 No room' >&2; sleep 0.2
+status 400
+status 500
+echo '{"message_type":"summary","snapshot_id":"x"}'`)
+	var got []string
+	if _, err := r.Backup(t.Context(), BackupRequest{Dir: "/"}, func(p Progress) { got = append(got, p.Trouble) }); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"", "Save(<data/5f>) failed: 500 No room", ""}, got); diff != "" {
 		t.Error(diff)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -113,7 +114,16 @@ func (s *summary) export(id string) *BackupSummary {
 // nil when there was none.
 func (r *Repository) stream(ctx context.Context, dir string, progress func(Progress), args ...string) (*message, error) {
 	var last *message
-	_, err := r.run(ctx, dir, func(line []byte) {
+	var mu sync.Mutex
+	var trouble string
+	var stuck int64 // how far it was when it complained
+	var at Progress
+	complaint := func(text string) {
+		mu.Lock()
+		defer mu.Unlock()
+		trouble, stuck = text, at.BytesDone
+	}
+	_, err := r.listen(ctx, dir, func(line []byte) {
 		var m message
 		if json.Unmarshal(line, &m) != nil {
 			return
@@ -133,9 +143,15 @@ func (r *Repository) stream(ctx context.Context, dir string, progress func(Progr
 			if m.SecondsElapsed > 0 {
 				p.Rate = float64(p.BytesDone) / m.SecondsElapsed
 			}
+			mu.Lock()
+			if at = p; p.BytesDone > stuck {
+				trouble = ""
+			}
+			p.Trouble = trouble
+			mu.Unlock()
 			progress(p)
 		}
-	}, args...)
+	}, complaint, args...)
 	return last, err
 }
 

@@ -50,6 +50,9 @@ type Progress struct {
 	FilesDone  int64   `json:"filesDone"`
 	FilesTotal int64   `json:"filesTotal"`
 	Rate       float64 `json:"bytesPerSecond"`
+	// Trouble is what restic has complained of since it last moved on: it goes on
+	// trying for a quarter of an hour. Empty when all is well.
+	Trouble string `json:"trouble,omitempty"`
 }
 
 // Snapshot is one restic snapshot.

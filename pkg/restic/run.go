@@ -36,6 +36,12 @@ const (
 // What restic said on its standard error is returned in any case: several
 // commands say there what went wrong and end with code 0.
 func (r *Repository) run(ctx context.Context, dir string, line func([]byte), args ...string) (*complaints, error) {
+	return r.listen(ctx, dir, line, func(string) {}, args...)
+}
+
+// listen is run, and gives what restic complains of to complaint at once, as
+// another goroutine than line's.
+func (r *Repository) listen(ctx context.Context, dir string, line func([]byte), complaint func(string), args ...string) (*complaints, error) {
 	said := &complaints{}
 	tried, giveUp := context.WithCancel(ctx)
 	defer giveUp()
@@ -49,7 +55,9 @@ func (r *Repository) run(ctx context.Context, dir string, line func([]byte), arg
 		if tried.Err() != nil { // what follows is only about being interrupted
 			return
 		}
-		said.add(string(b), r.redact, dir)
+		if text := said.add(string(b), r.redact, dir); text != "" {
+			complaint(text)
+		}
 		if n := told.Add(1); n == 1 && args[0] == "snapshots" {
 			time.AfterFunc(patience, func() {
 				if told.Load() >= insistence {
@@ -84,6 +92,7 @@ func (r *Repository) run(ctx context.Context, dir string, line func([]byte), arg
 	case ctx.Err() != nil:
 		return said, said.ended(args[0], -1, ctx.Err())
 	case tried.Err() != nil:
+		said.tail = said.tail[max(0, len(said.tail)-1):] // they say the same
 		e := said.ended(args[0], -1, nil)
 		e.kind = ErrFailed
 		return said, e
