@@ -51,7 +51,7 @@ storageClasses:
 - {name: abaca, default: true, backend: two, mountOptions: [noatime], parameters: {protocol: NFS}, annotations: {a: b}, allowVolumeExpansion: false}
 snapshotClasses:
 - {name: s, type: snapshot, default: true, annotations: {a: b}, deletionPolicy: Retain}
-- {name: b, type: backup, repository: near.by, allowPartial: true, allowEmpty: true}
+- {name: b, type: backup, repository: near.by, allowPartial: true, allowEmpty: true, exclude: ["*.tmp", "/a, b"]}
 state: {existingClaim: state}
 controller: {leaderElection: true, disruptionBudget: true, metrics: {enabled: true}, nodeSelector: {a: b}, tolerations: [{operator: Exists}], podAnnotations: {a: b}, podLabels: {a: b},
   affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: a, operator: Exists}]}]}}}}

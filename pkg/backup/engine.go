@@ -89,6 +89,7 @@ type Request struct {
 	Description json.RawMessage
 	// AllowPartial and AllowEmpty are as in mover.Backup.
 	AllowPartial, AllowEmpty bool
+	Exclude                  []string // as mover.Backup.Exclude
 }
 
 // Backup begins a backup, or says how far the one with this id is. It returns
@@ -193,6 +194,7 @@ func (e *Engine) begin(ctx context.Context, req Request, parent *mover.Parent) (
 				Backup: req.ID, Volume: req.Volume, Name: req.Name, Size: snap.Size, Host: req.Host,
 				Time: snap.CreatedAt.Truncate(time.Second), Description: req.Description,
 				Parent: parent, AllowPartial: req.AllowPartial, AllowEmpty: req.AllowEmpty,
+				Exclude: req.Exclude,
 			},
 		},
 	}

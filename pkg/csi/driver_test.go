@@ -453,6 +453,8 @@ func TestParameters(t *testing.T) {
 		{map[string]string{"type": "snapshot", "repository": "r"}, []string{"repository", "backup"}},
 		{map[string]string{"repository": "r"}, []string{"repository", "backup"}},
 		{map[string]string{"type": "backup", "repository": "../x"}, []string{"../x"}},
+		{map[string]string{"exclude": "*.tmp"}, []string{"exclude", "backup"}},
+		{map[string]string{"type": "backup", "repository": "r", "exclude": "# notes\n*.tmp\n a/[ \n"}, []string{"exclude", `"a/["`}},
 		{map[string]string{"type": "backup", "repository": "r", "allowPartial": "maybe"}, []string{"allowPartial", "maybe"}},
 		{map[string]string{"type": "backup", "repository": "r"}, []string{"--repositories"}},
 	} {

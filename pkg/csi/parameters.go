@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
+	"github.com/abaca-csi/abaca/pkg/mover"
 	"github.com/abaca-csi/abaca/pkg/nearest"
 )
 
@@ -24,6 +25,7 @@ const (
 	repositoryKey   = "repository"
 	allowPartialKey = "allowPartial"
 	allowEmptyKey   = "allowEmpty"
+	excludeKey      = "exclude"
 )
 
 // class is what a StorageClass says.
@@ -55,22 +57,26 @@ func (d *Driver) readClass(params map[string]string) (class, error) {
 	return c, nil
 }
 
+// backupKeys go with type: backup.
+var backupKeys = []string{repositoryKey, allowPartialKey, allowEmptyKey, excludeKey}
+
 // snapshotParameters are what a VolumeSnapshotClass may hold.
 type snapshotParameters struct {
 	backup       bool
 	repository   string
 	allowPartial bool
 	allowEmpty   bool
+	exclude      []string
 }
 
 func parseSnapshotClass(params map[string]string) (snapshotParameters, error) {
 	var p snapshotParameters
-	if err := onlyKnown(params, typeKey, repositoryKey, allowPartialKey, allowEmptyKey); err != nil {
+	if err := onlyKnown(params, append([]string{typeKey}, backupKeys...)...); err != nil {
 		return p, err
 	}
 	switch t := params[typeKey]; t {
 	case "", "snapshot":
-		for _, k := range []string{repositoryKey, allowPartialKey, allowEmptyKey} {
+		for _, k := range backupKeys {
 			if _, ok := params[k]; ok {
 				return p, fmt.Errorf("parameter %q goes with type: backup: %w", k, backend.ErrInvalid)
 			}
@@ -92,8 +98,25 @@ func parseSnapshotClass(params map[string]string) (snapshotParameters, error) {
 	if p.allowPartial, err = flag(params, allowPartialKey); err != nil {
 		return p, err
 	}
-	p.allowEmpty, err = flag(params, allowEmptyKey)
-	return p, err
+	if p.allowEmpty, err = flag(params, allowEmptyKey); err != nil {
+		return p, err
+	}
+	p.exclude = lines(params[excludeKey])
+	if err := mover.CheckExclude(p.exclude); err != nil {
+		return p, fmt.Errorf("parameter %q: %w: %w", excludeKey, err, backend.ErrInvalid)
+	}
+	return p, nil
+}
+
+// lines are those of a text that say something.
+func lines(text string) []string {
+	var all []string
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
+			all = append(all, line)
+		}
+	}
+	return all
 }
 
 func flag(params map[string]string, key string) (bool, error) {

@@ -64,6 +64,7 @@ func (d *Driver) createBackup(ctx context.Context, name string, params snapshotP
 	req := backup.Request{
 		ID: digest(name), Name: name, Repository: params.repository, Backend: v.Backend, ShareID: v.Share,
 		Volume: v.String(), Host: v.String(), AllowPartial: params.allowPartial, AllowEmpty: params.allowEmpty,
+		Exclude: params.exclude,
 	}
 	description := Description{Version: 1, Driver: DriverName, Volume: v.String()} // of a volume that has gone
 	if share != nil {

@@ -60,6 +60,8 @@ type Backup struct {
 	// Parent is the newest backup of the volume, if whoever made the task knows;
 	// a mover that is told need not look before it begins.
 	Parent *Parent `json:"parent,omitempty"`
+	// Exclude is what is left out: see [CheckExclude].
+	Exclude []string `json:"exclude,omitempty"`
 	// AllowPartial accepts a backup that lacks unreadable files.
 	AllowPartial bool `json:"allowPartial,omitempty"`
 	// AllowEmpty accepts an empty volume though its last backup was not empty.

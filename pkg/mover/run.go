@@ -148,6 +148,9 @@ func (t *Task) validate() error {
 			return fmt.Errorf("%s %q is empty or holds a comma or white space", name, value)
 		}
 	}
+	if err := CheckExclude(b.Exclude); err != nil {
+		return err
+	}
 	if b.Time.IsZero() || b.Size < 0 || !json.Valid(b.Description) {
 		return errors.New("a backup needs a time, a size of 0 or more, and a description in JSON")
 	}
@@ -200,6 +203,7 @@ func (m *mover) backup(ctx context.Context, b *Backup) error {
 			},
 			Time:        b.Time,
 			Parent:      parent.Snapshot,
+			Exclude:     anchored(filepath.Join(m.Dir, dataName), b.Exclude),
 			IgnoreInode: m.task.Source.Renumbers(),
 			RetryLock:   wait,
 		}, m.Report)

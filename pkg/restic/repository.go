@@ -184,6 +184,9 @@ func (r *Repository) Backup(ctx context.Context, req BackupRequest, progress fun
 		parent = "--parent=" + req.Parent
 	}
 	args = append(args, parent)
+	for _, pattern := range req.Exclude {
+		args = append(args, "--exclude="+pattern)
+	}
 	if req.IgnoreInode {
 		args = append(args, "--ignore-inode")
 	}

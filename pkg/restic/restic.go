@@ -74,6 +74,9 @@ type BackupRequest struct {
 	Tags    []string
 	Time    time.Time // zero: now
 	Parent  string    // snapshot id, or empty for none
+	// Exclude are patterns of what is left out, of absolute paths (restic manual,
+	// "Excluding Files").
+	Exclude []string
 	// IgnoreInode takes a file for the parent's when its size and its modification
 	// time are, whatever its inode number and its change time.
 	IgnoreInode bool
