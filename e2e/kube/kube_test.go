@@ -191,24 +191,40 @@ func (c *cluster) example(name string) string {
 func (c *cluster) install() {
 	c.Helper()
 	data := filepath.Join(c.dir, "cluster/data")
-	values, err := json.Marshal(map[string]any{
-		"image":          map[string]any{"repository": "abaca", "tag": "e2e"},
-		"kubeletDir":     filepath.Join(c.dir, "cluster/kubelet"),
-		"state":          map[string]any{"hostPath": data},
-		"backends":       []any{map[string]any{"name": "local", "local": map[string]any{"node": node, "size": "8Gi"}}},
-		"repositories":   []any{map[string]any{"name": "offsite", "secretName": "offsite"}},
-		"storageClasses": []any{map[string]any{"name": "abaca"}},
+	c.prepare("offsite", map[string]string{"RESTIC_PASSWORD": "horse", "RESTIC_REPOSITORY": filepath.Join(data, "offsite")})
+	c.installWith(map[string]any{
+		"state":        map[string]any{"hostPath": data},
+		"backends":     []any{map[string]any{"name": "local", "local": map[string]any{"node": node, "size": "8Gi"}}},
+		"repositories": []any{map[string]any{"name": "offsite", "secretName": "offsite"}},
 	})
-	file := filepath.Join(c.TempDir(), "values.yaml")
-	if err = errors.Join(err, os.WriteFile(file, values, 0o600)); err != nil {
-		c.Fatal(err)
-	}
+}
+
+// prepare makes the driver's namespace, with a Secret.
+func (c *cluster) prepare(secret string, data map[string]string) {
+	c.Helper()
 	if out, err := c.try("", "kubectl", "create", "namespace", namespace); err != nil && !strings.Contains(out, "already exists") {
 		c.Fatal(out)
 	}
 	c.kubectl("label --overwrite namespace " + namespace + " pod-security.kubernetes.io/enforce=privileged")
-	c.kubectl("delete secret offsite --ignore-not-found -n " + namespace)
-	c.kubectl("create secret generic offsite -n " + namespace + " --from-literal=RESTIC_PASSWORD=horse --from-literal=RESTIC_REPOSITORY=" + filepath.Join(data, "offsite"))
+	c.kubectl("delete secret " + secret + " --ignore-not-found -n " + namespace)
+	args := []string{"create", "secret", "generic", secret, "-n", namespace}
+	for k, v := range data {
+		args = append(args, "--from-literal="+k+"="+v)
+	}
+	c.run("kubectl", args...)
+}
+
+// installWith installs the chart with values, for this cluster.
+func (c *cluster) installWith(values map[string]any) {
+	c.Helper()
+	values["image"] = map[string]any{"repository": "abaca", "tag": "e2e"}
+	values["kubeletDir"] = filepath.Join(c.dir, "cluster/kubelet")
+	values["storageClasses"] = []any{map[string]any{"name": "abaca"}}
+	text, err := json.Marshal(values)
+	file := filepath.Join(c.TempDir(), "values.yaml")
+	if err = errors.Join(err, os.WriteFile(file, text, 0o600)); err != nil {
+		c.Fatal(err)
+	}
 	c.run("helm", "upgrade", "--install", "abaca", filepath.Join(root, "deploy/charts/abaca"), "--namespace", namespace, "--values", file)
 	c.rolledOut()
 }

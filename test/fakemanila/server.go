@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -34,6 +35,8 @@ type Options struct {
 	Gigabytes, PerShare int
 	// Protocol is what the shares of the default type speak; empty is CEPHFS.
 	Protocol string
+	// Listener is where it listens; nil is a port of the loopback.
+	Listener net.Listener
 }
 
 // The project's credentials.
@@ -121,7 +124,12 @@ func New(o Options) *Server {
 		{ID: newID(), Name: "mountable", Specs: map[string]any{"snapshot_support": "True", "create_share_from_snapshot_support": "True", "mount_snapshot_support": "True"}},
 		{ID: newID(), Name: "nowhere", Specs: both},
 	}
-	s.http = httptest.NewServer(s)
+	s.http = httptest.NewUnstartedServer(s)
+	if o.Listener != nil {
+		s.http.Listener.Close()
+		s.http.Listener = o.Listener
+	}
+	s.http.Start()
 	return s
 }
 
