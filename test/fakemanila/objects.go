@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -389,8 +390,11 @@ func (c *call) allow(r *Rule, req map[string]any, status string) answer {
 	if status != "available" {
 		return refuse(400, "Invalid share: New access rules cannot be applied while the share or any of its replicas or migration copies lacks a valid host or is in an invalid state.")
 	}
+	if _, ok := network(r.To); r.Type == "ip" && !ok {
+		return refuse(400, "%s is no network, or has host bits set", r.To)
+	}
 	for _, other := range c.rules {
-		if other.ShareID == r.ShareID && other.SnapshotID == r.SnapshotID && other.Type == r.Type && other.To == r.To {
+		if other.ShareID == r.ShareID && other.SnapshotID == r.SnapshotID && other.Type == r.Type && sameClient(other, r) {
 			return refuse(400, "Share access %s:%s exists.", r.Type, r.To)
 		}
 	}
@@ -404,7 +408,7 @@ func (c *call) allow(r *Rule, req map[string]any, status string) answer {
 			r.State = "error"
 			c.say(r.ShareID, "020", "update access rules: The client ID or access type is not allowed.")
 		default:
-			if r.State = "active"; r.Type == "cephx" {
+			if c.apply(r); r.State == "active" && r.Type == "cephx" {
 				r.Key = "AQ" + strings.ReplaceAll(newID(), "-", "") + "=="
 			}
 		}
@@ -414,6 +418,39 @@ func (c *call) allow(r *Rule, req map[string]any, status string) answer {
 		name = "snapshot_access"
 	}
 	return answer{200, map[string]any{name: answered}}
+}
+
+// apply has the back end try a rule.
+func (c *call) apply(r *Rule) {
+	r.State = "active"
+	if c.o.Refuse == nil {
+		return
+	}
+	if detail := c.o.Refuse(r.To, r.Level); detail != "" {
+		r.State = "error"
+		c.say(r.ShareID, detail, "update access rules: The back end refuses it.")
+	}
+}
+
+// network reads a client as Manila does: without bits behind the mask.
+func network(to string) (netip.Prefix, bool) {
+	if a, err := netip.ParseAddr(to); err == nil {
+		return netip.PrefixFrom(a, a.BitLen()), true
+	}
+	p, err := netip.ParsePrefix(to)
+	return p, err == nil && p == p.Masked()
+}
+
+// sameClient compares as Manila does: clients of the type ip as networks, of those
+// whose texts begin alike (_check_for_existing_access of manila/db/sqlalchemy/api.py).
+func sameClient(old, asked *Rule) bool {
+	if asked.Type != "ip" {
+		return old.To == asked.To
+	}
+	begin, _, _ := strings.Cut(asked.To, "/")
+	a, _ := network(old.To)
+	b, _ := network(asked.To)
+	return strings.HasPrefix(old.To, begin) && a == b
 }
 
 func (c *call) deny(id string, of func(*Rule) bool) answer {
@@ -479,7 +516,7 @@ func (c *call) updateRule() answer {
 		r.Level, r.State = level, "queued_to_update"
 		c.later(func() {
 			if c.rules[r.ID] == r && r.State == "queued_to_update" {
-				r.State = "active"
+				c.apply(r)
 			}
 		})
 	}

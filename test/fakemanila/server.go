@@ -37,6 +37,9 @@ type Options struct {
 	Protocol string
 	// Listener is where it listens; nil is a port of the loopback.
 	Listener net.Listener
+	// Refuse returns the detail of the message when the back end cannot let a
+	// client in at a level, and empty when it can; nil is always.
+	Refuse func(to, level string) string
 }
 
 // The project's credentials.
