@@ -191,6 +191,33 @@ func TestNoReaders(t *testing.T) {
 	c.wantRules(map[string]string{"192.0.2.1": "rw active"})
 }
 
+// TestSpellings: a client is one however it is written.
+func TestSpellings(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{Delay: slow})
+	b := c.open()
+	share := c.served(b)
+	c.Alter(func(_ map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, rules map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+		rules["theirs"] = &fakemanila.Rule{ID: "theirs", ShareID: share.ID, Type: "ip", To: "192.0.2.1/32", Level: "rw", State: "active"}
+	})
+	ok[*backend.Export](t)(b.Grant(t.Context(), "one", node1, false))
+	if err := b.Revoke(t.Context(), "one", node1.Name); err != nil {
+		t.Error(err)
+	}
+	c.wantRules(map[string]string{"192.0.2.1/32": "rw active"})
+
+	req := request("listed")
+	req.Parameters = map[string]string{"type": "mountable", "protocol": "NFS", "access": "192.0.2.7, 192.0.2.7/32,2001:DB8:0::7,2001:db8::7/128, 2001:db8::/32"}
+	listed := ok[*backend.Share](t)(b.CreateShare(t.Context(), req))
+	ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{ShareID: listed.ID}, "three"))
+	ok[*backend.Export](t)(b.Grant(t.Context(), "three", node1, false))
+	c.wantRules(map[string]string{"192.0.2.1/32": "rw active", "192.0.2.7": "rw active", "2001:db8::7": "rw active", "2001:db8::/32": "rw active"})
+	req = request("loose")
+	req.Parameters = map[string]string{"type": "mountable", "protocol": "NFS", "access": "192.0.2.7/24"}
+	if _, err := b.CreateShare(t.Context(), req); !errors.Is(err, backend.ErrInvalid) || !strings.Contains(err.Error(), "192.0.2.0/24") {
+		t.Errorf("a network with bits behind its mask: %v", err)
+	}
+}
+
 // TestGrantMeetsRevoke: one process lets a node in to a share at the moment in
 // which another is about to take the rule away that the node has had for another
 // use. Whoever was let in stays in.

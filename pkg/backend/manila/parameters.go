@@ -79,7 +79,23 @@ const (
 	maxAccess = 600
 )
 
-// clients reads a list of addresses and networks.
+// client writes an address or a network in one way, as Manila compares them: a
+// network of one address is that address. What is neither is as it was.
+func client(to string) string {
+	if a, err := netip.ParseAddr(to); err == nil {
+		return a.Unmap().String()
+	}
+	p, err := netip.ParsePrefix(to)
+	switch {
+	case err != nil:
+		return to
+	case p.IsSingleIP():
+		return client(p.Addr().String())
+	}
+	return p.String()
+}
+
+// clients reads a list of addresses and networks, each once.
 func clients(list string) ([]string, error) {
 	if len(list) > maxAccess {
 		return nil, fmt.Errorf("%w: parameter \"access\" is longer than %d characters: name networks in the place of addresses", backend.ErrInvalid, maxAccess)
@@ -90,11 +106,17 @@ func clients(list string) ([]string, error) {
 			continue
 		}
 		if _, err := netip.ParseAddr(c); err != nil {
-			if _, err := netip.ParsePrefix(c); err != nil {
+			p, err := netip.ParsePrefix(c)
+			if err != nil {
 				return nil, fmt.Errorf("%w: parameter \"access\": %q is neither an IP address nor a network such as 192.0.2.0/24", backend.ErrInvalid, c)
 			}
+			if p != p.Masked() { // which Manila refuses
+				return nil, fmt.Errorf("%w: parameter \"access\": %q is in the network %s; name that, or the address alone", backend.ErrInvalid, c, p.Masked())
+			}
 		}
-		all = append(all, c)
+		if c = client(c); !slices.Contains(all, c) {
+			all = append(all, c)
+		}
 	}
 	return all, nil
 }

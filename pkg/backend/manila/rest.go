@@ -55,7 +55,7 @@ type snapshot struct {
 type rule struct {
 	ID    string `json:"id"`
 	Type  string `json:"access_type"`
-	To    string `json:"access_to"`
+	To    string `json:"access_to"` // as client writes it
 	Level string `json:"access_level"`
 	State string `json:"state"`
 	Key   string `json:"access_key"`
@@ -177,7 +177,17 @@ func (b *Backend) rules(ctx context.Context, share string) ([]rule, error) {
 	if refused := (*apiError)(nil); errors.As(err, &refused) && refused.status == http.StatusBadRequest {
 		return nil, nil // of a share that is gone
 	}
-	return answer.Rules, err
+	return spelled(answer.Rules), err
+}
+
+// spelled has the clients of rules written in one way, whoever wrote them.
+func spelled(rules []rule) []rule {
+	for i := range rules {
+		if rules[i].Type == "ip" {
+			rules[i].To = client(rules[i].To)
+		}
+	}
+	return rules
 }
 
 func (b *Backend) snapshotRules(ctx context.Context, snapshot string) ([]rule, error) {
@@ -185,7 +195,7 @@ func (b *Backend) snapshotRules(ctx context.Context, snapshot string) ([]rule, e
 		Rules []rule `json:"snapshot_access_list"`
 	}
 	err := b.get(ctx, "snapshots/"+url.PathEscape(snapshot)+"/access-list", &answer)
-	return answer.Rules, err
+	return spelled(answer.Rules), err
 }
 
 // exportPath is one export location.
