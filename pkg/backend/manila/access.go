@@ -2,8 +2,10 @@ package manila
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -24,60 +26,64 @@ import (
 // access is what one rule gives: to whom, and the level, "ro" or "rw".
 type access struct{ to, level string }
 
-// grant is what a node was let in with, for one consumer.
+// grant is what a node was let in with, for one consumer. It is an entry that
+// never changes, as nobody could change it without overwriting what another
+// process writes: a node that comes to need more has a second one.
 type grant struct {
 	consumer, node string // node is a digest of its name
 	accesses       []access
-	leaving        time.Time // since when Revoke is at work on it, or zero
 }
 
-func (g grant) key() string { return prefixGrant + g.consumer + "." + g.node }
+func (g grant) key() string {
+	return prefixGrant + g.consumer + "." + g.node + "." + digest(g.value())[:8]
+}
 
-// value is "rw=192.0.2.7 ro=2001:db8::7", with " leaving=" and a time at the end
-// of one that is being revoked.
+// value is "rw=192.0.2.7 ro=2001:db8::7".
 func (g grant) value() string {
-	var words []string
-	for _, a := range g.accesses {
-		words = append(words, a.level+"="+a.to)
-	}
-	if !g.leaving.IsZero() {
-		words = append(words, "leaving="+g.leaving.UTC().Format(time.RFC3339))
+	words := make([]string, len(g.accesses))
+	for i, a := range g.accesses {
+		words[i] = a.level + "=" + a.to
 	}
 	return strings.Join(words, " ")
 }
 
-// grants returns those on a share, and on its snapshots.
-func (s *share) grants() []grant {
-	var all []grant
+// leavingKey is that of the mark of a Revoke which is at work on the node: since
+// when, and a word of its own.
+func (g grant) leavingKey() string { return prefixLeaving + g.consumer + "." + g.node }
+
+// marked says since when a Revoke is at work, by the key of its mark.
+func (s *share) marked(leavingKey string) (since time.Time, ok bool) {
+	value, ok := s.Metadata[leavingKey]
+	text, _, _ := strings.Cut(value, " ")
+	since, _ = time.Parse(time.RFC3339, text)
+	return since, ok
+}
+
+// grants returns those on a share, and on its snapshots, by their keys; or the
+// marks, which have no accesses, by theirs.
+func (s *share) grants(prefix string) map[string]grant {
+	all := map[string]grant{}
 	for key, value := range s.Metadata {
-		rest, ok := strings.CutPrefix(key, prefixGrant)
+		rest, ok := strings.CutPrefix(key, prefix)
 		if !ok {
 			continue
 		}
 		g := grant{}
-		g.consumer, g.node, _ = strings.Cut(rest, ".")
-		for _, word := range strings.Fields(value) {
-			what, to, _ := strings.Cut(word, "=")
-			if what != "leaving" {
-				g.accesses = append(g.accesses, access{to, what})
-			} else if t, err := time.Parse(time.RFC3339, to); err == nil {
-				g.leaving = t
+		g.consumer, rest, _ = strings.Cut(rest, ".")
+		g.node, _, _ = strings.Cut(rest, ".")
+		for word := range strings.FieldsSeq(value) {
+			if level, to, _ := strings.Cut(word, "="); level == "ro" || level == "rw" {
+				g.accesses = append(g.accesses, access{client(to), level})
 			}
 		}
-		all = append(all, g)
+		all[key] = g
 	}
 	return all
 }
 
-// include adds an access, or raises its level.
-func (g *grant) include(a access) {
-	i := slices.IndexFunc(g.accesses, func(other access) bool { return other.to == a.to })
-	switch {
-	case i < 0:
-		g.accesses = append(g.accesses, a)
-	case a.level == "rw":
-		g.accesses[i].level = "rw"
-	}
+// lets says whether one of the accesses is of a client.
+func lets(all []access, to string) bool {
+	return slices.ContainsFunc(all, func(a access) bool { return a.to == to })
 }
 
 // at says what the rules are on that a consumer needs: two with the same answer
@@ -94,14 +100,13 @@ func (s *share) at(consumer string) string {
 }
 
 // needed returns the accesses that are needed where a consumer's rules are, but
-// for those that are leaving.
-func (s *share) needed(at string) grant {
-	var all grant
-	for _, g := range s.grants() {
-		if g.leaving.IsZero() && s.at(g.consumer) == at {
-			for _, a := range g.accesses {
-				all.include(a)
-			}
+// for those that are leaving, and what consumers needed that hold nothing any more.
+// A client may be there at both levels.
+func (s *share) needed(at string) (all []access) {
+	holds := s.holds()
+	for _, g := range s.grants(prefixGrant) {
+		if _, leaving := s.marked(g.leavingKey()); !leaving && holds[g.consumer] != "" && s.at(g.consumer) == at {
+			all = append(all, g.accesses...)
 		}
 	}
 	return all
@@ -128,18 +133,17 @@ func (b *Backend) Grant(ctx context.Context, consumer string, node backend.Node,
 	if err != nil {
 		return nil, err
 	}
-	x, err := b.letIn(ctx, s, consumer, node, readOnly, sure)
+	x, err := b.letIn(ctx, s, consumer, node, readOnly)
 	if errors.Is(err, backend.ErrNotFound) && !sure {
 		if s, _, err = b.holder(ctx, consumer); err == nil {
-			x, err = b.letIn(ctx, s, consumer, node, readOnly, true)
+			x, err = b.letIn(ctx, s, consumer, node, readOnly)
 		}
 	}
 	return x, err
 }
 
-// letIn is Grant for what a consumer holds. Unless that is sure it may have been
-// different, which is seen before there is a rule.
-func (b *Backend) letIn(ctx context.Context, s *share, consumer string, node backend.Node, readOnly, sure bool) (*backend.Export, error) {
+// letIn is Grant for what a consumer holds, or has held a moment ago.
+func (b *Backend) letIn(ctx context.Context, s *share, consumer string, node backend.Node, readOnly bool) (*backend.Export, error) {
 	if s == nil {
 		return nil, backend.ErrNotFound
 	}
@@ -148,56 +152,101 @@ func (b *Backend) letIn(ctx context.Context, s *share, consumer string, node bac
 		return nil, err
 	}
 	g := grant{consumer: consumer, node: digest(node.Name)}
-	before := ""
-	for _, other := range s.grants() {
-		if other.key() == g.key() {
-			g.accesses, before = other.accesses, other.value()
-		}
+	writes := false
+	for _, other := range s.grants(prefixGrant) {
+		writes = writes || other.consumer == consumer && other.node == g.node && slices.Contains(other.accesses, access{x.User, "rw"})
 	}
-	if x.User != "" && !x.ReadOnly && readOnly && !slices.Contains(g.accesses, access{x.User, "rw"}) {
+	if x.User != "" && !x.ReadOnly && readOnly && !writes {
 		x.User = b.readers(consumer)
 	}
-	wanted, err := b.accesses(s, x, node, readOnly || x.ReadOnly)
-	if err != nil {
+	if g.accesses, err = b.accesses(s, x, node, readOnly || x.ReadOnly); err != nil {
 		return nil, err
-	}
-	for _, a := range wanted {
-		g.include(a)
-	}
-	fresh := g.value() != before
-	if fresh || !sure {
-		if err := b.setMetadata(ctx, "shares/"+s.ID, map[string]string{g.key(): g.value()}); err != nil {
-			return nil, err
-		}
-	}
-	// From here on whoever revokes sees that it is needed. One that looked before
-	// has left its mark (see revoke), and is waited for.
-	for p := (pause{b: b}); fresh || !sure; {
-		if s, err = b.getShare(ctx, s.ID); err != nil {
-			return nil, err
-		}
-		if s.Metadata[holdKey(consumer, s.holds()[consumer])] != held {
-			return nil, errors.Join(backend.ErrNotFound, b.dropMetadata(ctx, "shares/"+s.ID, g.key()))
-		}
-		if !s.leaving(g, b.o.Now().Add(-leavingAge)) {
-			break
-		}
-		if err := p.sleep(ctx); err != nil {
-			return nil, err
-		}
 	}
 	at, err := b.side(ctx, s, consumer)
 	if err != nil {
 		return nil, err
 	}
-	for _, a := range s.needed(s.at(consumer)).accesses {
-		if slices.ContainsFunc(wanted, func(w access) bool { return w.to == a.to }) {
-			if err := b.allow(ctx, at, a, fresh); err != nil {
+	fresh := s.Metadata[g.key()] == ""
+	for p := (pause{b: b}); ; {
+		now, err := b.need(ctx, s, g)
+		if errors.Is(err, backend.ErrNotFound) && p.looks > 0 {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leavingTime) // whatever becomes of the caller
+			defer cancel()
+			return nil, errors.Join(err, b.revoke(ctx, s, consumer, node.Name))
+		}
+		if err != nil {
+			return nil, err
+		}
+		s = now
+		served := b.serve(ctx, at, s.needed(s.at(consumer)), g.accesses, fresh)
+		if served != nil && !errors.Is(served, errGone) {
+			return nil, served
+		}
+		if served == nil && !fresh {
+			return x, nil
+		}
+		// A Revoke of this very grant that began since may not have seen the rule. The
+		// node is let in after it, or not at all.
+		now, err = b.getShare(ctx, s.ID)
+		switch {
+		case err != nil:
+			return nil, err
+		case now.stands(g) && served != nil: // somebody else has taken it away
+			return nil, served
+		case now.stands(g):
+			return x, nil
+		}
+		if err := p.sleep(ctx); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// stands says whether a grant is written down, and nobody is at work on it.
+func (s *share) stands(g grant) bool {
+	_, leaving := s.marked(g.leavingKey())
+	return !leaving && s.Metadata[g.key()] != "" && s.letsIn(g.consumer)
+}
+
+// letsIn says whether a consumer holds something of the share, and goes on to.
+func (s *share) letsIn(consumer string) bool {
+	what := s.holds()[consumer]
+	return s.Metadata[holdKey(consumer, what)] == held && (what != holdsShare || !s.deferred() && s.Status != "deleting")
+}
+
+// need writes down what a grant needs, and waits for every Revoke that may have
+// looked before. From then on whoever revokes sees that it is needed. ErrNotFound
+// when the consumer holds it no more.
+func (b *Backend) need(ctx context.Context, s *share, g grant) (*share, error) {
+	path := "shares/" + s.ID
+	for p := (pause{b: b}); ; {
+		if p.looks == 0 || s.Metadata[g.key()] == "" { // a Revoke has taken it along
+			if err := b.setMetadata(ctx, path, map[string]string{g.key(): g.value()}); err != nil {
 				return nil, err
 			}
 		}
+		var err error
+		if s, err = b.getShare(ctx, s.ID); err != nil {
+			return nil, err
+		}
+		if !s.letsIn(g.consumer) {
+			return nil, errors.Join(backend.ErrNotFound, b.dropMetadata(ctx, path, g.key()))
+		}
+		since, leaving := s.marked(g.leavingKey())
+		old := leaving && !since.After(b.o.Now().Add(-leavingAge))
+		if old { // it was killed, and nothing that is needed may look as if it were leaving
+			if err := b.dropMetadata(ctx, path, g.leavingKey()); err != nil {
+				return nil, err
+			}
+			delete(s.Metadata, g.leavingKey())
+		}
+		if (!leaving || old) && !s.leaving(g, b.o.Now().Add(-leavingAge)) && s.Metadata[g.key()] != "" {
+			return s, nil
+		}
+		if err := p.sleep(ctx); err != nil {
+			return nil, err
+		}
 	}
-	return x, nil
 }
 
 // accesses are what a node needs for an export.
@@ -273,7 +322,10 @@ func (b *Backend) Revoke(ctx context.Context, consumer, node string) (err error)
 	if err != nil || s == nil {
 		return err
 	}
-	return b.revoke(ctx, s, consumer, node)
+	if err = b.revoke(ctx, s, consumer, node); errors.Is(err, backend.ErrNotFound) {
+		return nil // the share has gone, and with it all that was granted
+	}
+	return err
 }
 
 const (
@@ -285,39 +337,47 @@ const (
 )
 
 // leaving says whether a Revoke that began after a time is about to take away
-// what a grant needs.
+// what a grant needs of another node or consumer.
 func (s *share) leaving(g grant, after time.Time) bool {
-	return slices.ContainsFunc(s.grants(), func(other grant) bool {
-		return other.key() != g.key() && other.leaving.After(after) && s.at(other.consumer) == s.at(g.consumer) &&
-			slices.ContainsFunc(other.accesses, func(a access) bool {
-				return slices.ContainsFunc(g.accesses, func(b access) bool { return a.to == b.to })
-			})
-	})
+	for _, other := range s.grants(prefixGrant) {
+		since, marked := s.marked(other.leavingKey())
+		if marked && since.After(after) && s.at(other.consumer) == s.at(g.consumer) &&
+			slices.ContainsFunc(other.accesses, func(a access) bool { return lets(g.accesses, a.to) }) {
+			return true
+		}
+	}
+	return false
 }
 
 // revoke ends a consumer's grant of a node, or all if the node is empty.
 //
 // Manila has no compare-and-swap, so this and Grant look out for each other. This
-// one marks its grant as leaving, lists the rules and then looks who needs them:
+// one marks the nodes that leave, lists the rules and then looks who needs them:
 // whoever is not seen there has written its need later, sees the mark, and waits.
 // The rules are denied by the ids that they had before that look.
 func (b *Backend) revoke(ctx context.Context, s *share, consumer, node string) error {
-	var gone grant
-	marks := map[string]string{}
-	begun := b.o.Now()
-	for _, g := range s.grants() {
-		if g.consumer == consumer && (node == "" || g.node == digest(node)) {
-			for _, a := range g.accesses {
-				gone.include(a)
+	before, where, begun := s, s.at(consumer), b.o.Now()
+	path, mark := "shares/"+s.ID, begun.UTC().Format(time.RFC3339)+" "+rand.Text()[:12]
+	marks, gone := map[string]string{}, map[string]grant{}
+	for _, prefix := range []string{prefixGrant, prefixLeaving} { // a killed process may have left no more than its mark
+		for _, g := range s.grants(prefix) {
+			if g.consumer == consumer && (node == "" || g.node == digest(node)) {
+				marks[g.leavingKey()] = mark
 			}
-			g.leaving = begun
-			marks[g.key()] = g.value()
 		}
 	}
 	if len(marks) == 0 {
 		return nil
 	}
-	if err := b.setMetadata(ctx, "shares/"+s.ID, marks); err != nil {
+	collect := func() {
+		for key, g := range s.grants(prefixGrant) {
+			if marks[g.leavingKey()] != "" {
+				gone[key] = g
+			}
+		}
+	}
+	collect()
+	if err := b.setMetadata(ctx, path, marks); err != nil {
 		return err
 	}
 	at, err := b.side(ctx, s, consumer)
@@ -331,30 +391,89 @@ func (b *Backend) revoke(ctx context.Context, s *share, consumer, node string) e
 	if s, err = b.getShare(ctx, s.ID); err != nil {
 		return err
 	}
-	needed := s.needed(s.at(consumer))
-	for _, a := range gone.accesses {
-		if slices.ContainsFunc(needed.accesses, func(n access) bool { return n.to == a.to }) {
-			continue
+	collect()
+	needed, clients := s.needed(where), map[string]bool{}
+	for _, g := range gone {
+		for _, a := range g.accesses {
+			clients[a.to] = true
 		}
-		for _, r := range rules {
-			if r.To != a.to || r.Type != at.kind || !b.madeByUs(at, r) {
-				continue
-			}
-			if b.o.Now().Sub(begun) > leavingTime {
-				return fmt.Errorf("%w: Manila is too slow to be sure that nobody else needs the access rule for %s", backend.ErrPending, a.to)
-			}
-			if err := b.deny(ctx, at, r); err != nil {
-				return err
-			}
+	}
+	for to := range clients {
+		if err := b.takeAway(ctx, at, to, rules, needed, begun); err != nil {
+			return err
 		}
-		if at.kind == "cephx" {
-			if err := b.dropKey(ctx, a.to); err != nil {
+	}
+	if b.o.Now().Sub(begun) > leavingTime { // somebody may have been let in who was tired of waiting
+		return b.revoke(ctx, before, consumer, node)
+	}
+	if s, err = b.getShare(ctx, s.ID); err != nil {
+		return err
+	}
+	for key := range marks {
+		if s.Metadata[key] != mark {
+			return b.revokeAfter(ctx, s, marks, consumer, node)
+		}
+	}
+	for to := range clients {
+		if at.kind == "cephx" && !lets(needed, to) {
+			if err := b.dropKey(ctx, to); err != nil {
 				return err
 			}
 		}
 	}
-	for key := range marks {
-		if err := b.dropMetadata(ctx, "shares/"+s.ID, key); err != nil {
+	for _, key := range slices.Concat(slices.Collect(maps.Keys(gone)), slices.Collect(maps.Keys(marks))) { // the marks last
+		if err := b.dropMetadata(ctx, path, key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// revokeAfter is revoke once another process that is at work on the same has
+// finished: of two whose marks met, the one with the later mark goes on.
+func (b *Backend) revokeAfter(ctx context.Context, s *share, marks map[string]string, consumer, node string) error {
+	for p := (pause{b: b}); s.holds()[consumer] != ""; {
+		busy := false
+		for key, own := range marks {
+			since, marked := s.marked(key)
+			busy = busy || marked && s.Metadata[key] != own && since.After(b.o.Now().Add(-leavingAge))
+		}
+		if !busy {
+			return b.revoke(ctx, s, consumer, node)
+		}
+		err := p.sleep(ctx)
+		if err == nil {
+			s, err = b.getShare(ctx, s.ID)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil // and with the hold all that was granted
+}
+
+// takeAway denies a client's rules, unless somebody needs them. Who needs one that
+// is not there gets it: it was lost where a rule was to be raised.
+func (b *Backend) takeAway(ctx context.Context, at side, to string, rules []rule, needed []access, begun time.Time) error {
+	rules = slices.DeleteFunc(slices.Clone(rules), func(r rule) bool { return r.To != to || r.Type != at.kind })
+	if i := slices.IndexFunc(needed, func(n access) bool { return n.to == to }); i >= 0 {
+		if slices.ContainsFunc(rules, func(r rule) bool { return r.State != "error" }) {
+			return nil
+		}
+		err := b.serve(ctx, at, needed, needed[i:i+1], true)
+		if refused := (*refusedRule)(nil); errors.As(err, &refused) {
+			return nil // whoever needs it was told, or will be
+		}
+		return err
+	}
+	for _, r := range rules {
+		if !b.madeByUs(at, r) {
+			continue
+		}
+		if b.o.Now().Sub(begun) > leavingTime {
+			return fmt.Errorf("%w: Manila is too slow to be sure that nobody else needs the access rule for %s", backend.ErrPending, to)
+		}
+		if err := b.deny(ctx, at, r); err != nil {
 			return err
 		}
 	}
@@ -369,7 +488,7 @@ func (b *Backend) dropKey(ctx context.Context, user string) error {
 }
 
 // madeByUs keeps rules that others have made for a client of ours. Those of
-// snapshots have no metadata that would tell.
+// snapshots have no metadata that would tell, and are taken for ours.
 func (b *Backend) madeByUs(at side, r rule) bool {
 	return at.snapshot || at.kind == "cephx" || r.Metadata[keyInstance] == b.o.Instance
 }
@@ -412,10 +531,45 @@ func (b *Backend) side(ctx context.Context, s *share, consumer string) (side, er
 // sinceLevels is the microversion that changes a rule's level.
 const sinceLevels = 88
 
+// refusedRule is why Manila could not let a client in at a level. The rule is gone,
+// if it was ours.
+type refusedRule struct{ error }
+
+func (r *refusedRule) Unwrap() error { return r.error }
+
+// errGone: a rule that was asked for is not there.
+var errGone = fmt.Errorf("%w: the access rule has gone again", backend.ErrUnavailable)
+
+// serve has the rules for the clients that are wanted in effect, each at the
+// highest level that is needed. Where that cannot be, who only reads is let in to
+// read all the same: the rule that he had may have been lost in raising it.
+func (b *Backend) serve(ctx context.Context, at side, needed, wanted []access, fresh bool) error {
+	for _, w := range wanted {
+		rw, ro := access{w.to, "rw"}, access{w.to, "ro"}
+		highest := ro
+		if w == rw || slices.Contains(needed, rw) {
+			highest = rw
+		}
+		err := b.allow(ctx, at, highest, fresh)
+		if refused := (*refusedRule)(nil); highest == rw && errors.As(err, &refused) && slices.Contains(needed, ro) {
+			back := b.allow(ctx, at, ro, true)
+			if w == ro {
+				err = back
+			} else if back != nil {
+				err = fmt.Errorf("%w; and to read: %s", err, back)
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // allow makes a rule, or finds it, and waits until it is in effect, and until the
 // key that goes with it is in the store. fresh says that there is probably none
-// yet. A rule that Manila could not apply goes, as it may block others, and its
-// reason is told.
+// yet. A rule of ours that Manila could not apply goes, as it may block others, and
+// its reason is told.
 func (b *Backend) allow(ctx context.Context, at side, a access, fresh bool) error {
 	kind, to := at.kind, a.to
 	asked := false
@@ -430,17 +584,24 @@ func (b *Backend) allow(ctx context.Context, at side, a access, fresh bool) erro
 		i := slices.IndexFunc(rules, func(r rule) bool { return r.Type == kind && r.To == to })
 		switch {
 		case i < 0 && !asked:
-			if err := b.askFor(ctx, at, a); err != nil {
+			var err error
+			if asked, err = b.askFor(ctx, at, a); err != nil {
 				return err
 			}
-			asked = true
+			fresh = false // one that is there already may be on its way out
 		case i < 0:
-			return fmt.Errorf("%w: the access rule for %s has gone again", backend.ErrUnavailable, to)
+			return fmt.Errorf("%w: %s", errGone, to)
 		case rules[i].State == "error":
 			told := b.complaint(ctx, at.id)
-			reason := why("Manila could not let "+to+" in", told)
+			if !b.madeByUs(at, rules[i]) {
+				return &refusedRule{why("Manila could not let "+to+" in by a rule that is not ours", told)}
+			}
+			reason := &refusedRule{why("Manila could not let "+to+" in", told)}
 			if err := b.deny(ctx, at, rules[i]); err != nil {
-				return errors.Join(reason, err)
+				return fmt.Errorf("%w; and the rule does not go: %s", reason.error, err)
+			}
+			if !asked { // what has failed was another's attempt
+				continue
 			}
 			if strings.TrimSpace(told.Detail) != noSuchLevel || a.level != "ro" {
 				return reason
@@ -448,12 +609,13 @@ func (b *Backend) allow(ctx context.Context, at side, a access, fresh bool) erro
 			a.level, asked, fresh = "rw", false, true // the node mounts it read-only all the same
 			continue
 		case rules[i].State == "active" && rules[i].Level == "ro" && a.level == "rw" && !b.madeByUs(at, rules[i]):
-			return fmt.Errorf("%w: %s is let in to read only, by a rule that is not ours", backend.ErrConflict, to)
+			return &refusedRule{fmt.Errorf("%w: %s is let in to read only, by a rule that is not ours", backend.ErrConflict, to)}
 		case rules[i].State == "active" && rules[i].Level == "ro" && a.level == "rw" && b.minor >= sinceLevels:
 			raise := map[string]any{"update_access": map[string]any{"access_level": a.level}}
 			if err := b.put(ctx, "share-access-rules/"+url.PathEscape(rules[i].ID), raise); err != nil {
 				return err
 			}
+			asked = true
 		case rules[i].State == "active" && rules[i].Level == "ro" && a.level == "rw":
 			if err := b.deny(ctx, at, rules[i]); err != nil {
 				return err
@@ -476,21 +638,21 @@ func (b *Backend) allow(ctx context.Context, at side, a access, fresh bool) erro
 // noSuchLevel is the detail of a back end that knows no rules that only read.
 const noSuchLevel = "021"
 
-// askFor asks for a rule. One that is there already is nil.
-func (b *Backend) askFor(ctx context.Context, at side, a access) error {
+// askFor asks for a rule, and says whether there was none yet.
+func (b *Backend) askFor(ctx context.Context, at side, a access) (made bool, err error) {
 	req := map[string]any{"access_type": at.kind, "access_to": a.to}
 	if !at.snapshot {
 		req["access_level"], req["metadata"] = a.level, map[string]string{keyInstance: b.o.Instance}
 	}
-	err := b.post(ctx, at.path+"/action", map[string]any{"allow_access": req}, nil)
+	err = b.post(ctx, at.path+"/action", map[string]any{"allow_access": req}, nil)
 	refused := (*apiError)(nil)
 	switch {
 	case errors.As(err, &refused) && refused.status == http.StatusBadRequest && strings.Contains(refused.message, "exists"):
-		return nil
+		return false, nil
 	case errors.As(err, &refused) && refused.status == http.StatusBadRequest && strings.Contains(refused.message, "state"):
-		return fmt.Errorf("%w: %w", backend.ErrUnavailable, withoutKind(refused)) // while something is done to the share
+		err = fmt.Errorf("%w: %w", backend.ErrUnavailable, withoutKind(refused)) // while something is done to the share
 	}
-	return err
+	return err == nil, err
 }
 
 // deny takes a rule away and waits until it is gone.

@@ -191,6 +191,66 @@ func TestNoReaders(t *testing.T) {
 	c.wantRules(map[string]string{"192.0.2.1": "rw active"})
 }
 
+// refusing makes a share for "one" and "two" on a cloud that cannot let anybody
+// in at a level.
+func refusing(t *testing.T, version, level string) *cloud {
+	c := newCloud(t, fakemanila.Options{Microversion: version, Delay: slow, Refuse: func(_, asked string) string {
+		if asked == level {
+			return "020"
+		}
+		return ""
+	}})
+	c.served(c.open())
+	return c
+}
+
+// TestFailedRaise: a reader's rule that cannot be raised for a writer stays the
+// reader's.
+func TestFailedRaise(t *testing.T) {
+	for _, version := range []string{"2.89", "2.80"} {
+		c := refusing(t, version, "rw")
+		b := c.open()
+		ok[*backend.Export](t)(b.Grant(t.Context(), "one", node1, true))
+		if _, err := b.Grant(t.Context(), "two", node1, false); !errors.Is(err, backend.ErrInvalid) || !strings.Contains(err.Error(), "refuses") {
+			t.Errorf("%s: raised: %v", version, err)
+		}
+		c.wantRules(map[string]string{"192.0.2.1": "ro active"})
+		ok[*backend.Export](t)(b.Grant(t.Context(), "one", node1, true)) // whatever the writer would need
+		c.wantRules(map[string]string{"192.0.2.1": "ro active"})
+	}
+}
+
+// TestDeadRaise: a process is killed while it raises a reader's rule: between the
+// denial of the old and the new one, or, where rules can be raised in place, when
+// the back end has just refused. Once the writer is revoked, the reader is in again.
+func TestDeadRaise(t *testing.T) {
+	for version, last := range map[string]int{"2.80": 4, "2.89": 3} { // the need, the rule that is there, its denial, the new one
+		c := refusing(t, version, "rw")
+		ok[*backend.Export](t)(c.open().Grant(t.Context(), "one", node1, true))
+		ctx, cancel := context.WithCancel(t.Context())
+		c.Strike(func(change int, after bool) bool {
+			if change == last && after == (version == "2.89") {
+				cancel()
+			}
+			return ctx.Err() != nil
+		})
+		if _, err := c.open().Grant(ctx, "two", node1, false); err == nil {
+			t.Fatal("it was not killed")
+		}
+		c.Strike(nil)
+		for end := time.Now().Add(time.Second); c.rules()["192.0.2.1"] == "rw queued_to_update" && time.Now().Before(end); {
+			time.Sleep(time.Millisecond)
+		}
+		if got := c.rules()["192.0.2.1"]; got != "" && got != "rw error" {
+			t.Errorf("%s: %s", version, got)
+		}
+		if err := c.open().Revoke(t.Context(), "two", node1.Name); err != nil {
+			t.Error(err)
+		}
+		c.wantRules(map[string]string{"192.0.2.1": "ro active"})
+	}
+}
+
 // TestSpellings: a client is one however it is written.
 func TestSpellings(t *testing.T) {
 	c := newCloud(t, fakemanila.Options{Delay: slow})
@@ -216,6 +276,42 @@ func TestSpellings(t *testing.T) {
 	if _, err := b.CreateShare(t.Context(), req); !errors.Is(err, backend.ErrInvalid) || !strings.Contains(err.Error(), "192.0.2.0/24") {
 		t.Errorf("a network with bits behind its mask: %v", err)
 	}
+}
+
+// TestTheirs: a rule that somebody else has made is not denied, not even one that
+// Manila could not apply.
+func TestTheirs(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{Delay: slow})
+	share := c.served(c.open())
+	c.Alter(func(_ map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, rules map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+		rules["theirs"] = &fakemanila.Rule{ID: "theirs", ShareID: share.ID, Type: "ip", To: "192.0.2.1", Level: "rw", State: "error"}
+	})
+	c.Say(share.ID, "020", "update access rules: the client ID is not allowed")
+	if _, err := c.open().Grant(t.Context(), "one", node1, false); !errors.Is(err, backend.ErrInvalid) || !strings.Contains(err.Error(), "not ours") {
+		t.Errorf("by a rule in error that is not ours: %v", err)
+	}
+	c.wantRules(map[string]string{"192.0.2.1": "rw error"})
+}
+
+// TestGhost: what was written for a consumer that holds nothing any more counts
+// for nothing.
+func TestGhost(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{Delay: slow})
+	b := c.open()
+	req := request("shown")
+	req.Parameters = map[string]string{"type": "cephfs", "protocol": "NFS", "snapshotDirectory": ".snapshot/{name}"}
+	share := ok[*backend.Share](t)(b.CreateShare(t.Context(), req))
+	ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{ShareID: share.ID}, "one"))
+	ok[*backend.Export](t)(b.Grant(t.Context(), "one", node1, true))
+	c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+		shares[share.ID].Metadata[prefixGrant+"ghost."+digest("node-1")] = "rw=192.0.2.1"
+	})
+	ok[*backend.Export](t)(b.Grant(t.Context(), "one", node1, true))
+	c.wantRules(map[string]string{"192.0.2.1": "ro active"})
+	if err := b.Revoke(t.Context(), "one", node1.Name); err != nil {
+		t.Error(err)
+	}
+	c.wantRules(map[string]string{})
 }
 
 // TestGrantMeetsRevoke: one process lets a node in to a share at the moment in

@@ -34,7 +34,8 @@ const (
 	prefixClass       = "abaca.class."       // and a parameter that counts later
 	prefixConsumer    = "abaca.consumer."    // and a consumer: its value is the instance
 	prefixHold        = "abaca.hold."        // and a consumer, a dot, and what it holds
-	prefixGrant       = "abaca.grant."       // and a consumer, a dot, and a digest of a node: what lets it in
+	prefixGrant       = "abaca.grant."       // and a consumer, a dot, a digest of a node, a dot, and one of its value: what lets it in
+	prefixLeaving     = "abaca.leaving."     // and a consumer, a dot, and a digest of a node: a call of Revoke, and since when
 	prefixDeleting    = "abaca.deleting."    // and a snapshot, a dot, and a call of DeleteSnapshot: since when
 )
 

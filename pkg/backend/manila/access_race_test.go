@@ -1,0 +1,259 @@
+package manila
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/abaca-csi/abaca/pkg/backend"
+	"github.com/abaca-csi/abaca/test/fakemanila"
+)
+
+// left returns the entries that Grant and Revoke keep on the cloud's shares.
+func (c *cloud) left() (all []string) {
+	c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+		for _, s := range shares {
+			for key, value := range s.Metadata {
+				if strings.HasPrefix(key, prefixGrant) || strings.HasPrefix(key, prefixLeaving) {
+					all = append(all, key+" is "+value)
+				}
+			}
+		}
+	})
+	return all
+}
+
+// meet runs what does one thing once for each change that it makes, with between
+// run before that change, or after it, and says how often that was.
+func meet(t *testing.T, o fakemanila.Options, prepare func(c *cloud), doing func(c *cloud) error, between func(c *cloud), check func(c *cloud, when string, err error)) {
+	t.Helper()
+	points := 0
+	for point, struck := 1, true; struck; point++ {
+		for _, now := range []bool{false, true} {
+			c := newCloud(t, o)
+			prepare(c)
+			struck = false
+			c.Strike(func(change int, after bool) bool {
+				if change == point && after == now && !struck {
+					struck = true
+					points++
+					between(c)
+				}
+				return false
+			})
+			err := doing(c)
+			c.Strike(nil)
+			if !struck {
+				if err != nil {
+					t.Errorf("without the other: %v", err)
+				}
+				break
+			}
+			check(c, fmt.Sprintf("at change %d, after it: %v", point, now), err)
+		}
+	}
+	if points < 4 {
+		t.Errorf("met at %d points only", points)
+	}
+}
+
+const first = "at change 1, after it: false"
+
+func short(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// TestGrantMeetsItsRevoke: one process lets a node in again while another revokes
+// what that node had for the same use. Whoever comes later wins: a node that was
+// let in stays in, and keeps its key.
+func TestGrantMeetsItsRevoke(t *testing.T) {
+	for _, kind := range []string{"cephx", "ip"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			var here *Backend
+			var early error
+			meet(t, fakemanila.Options{Delay: slow}, func(c *cloud) {
+				heldAs(c, kind)
+				here = c.open()
+				ok[*backend.Export](t)(c.open().Grant(t.Context(), "one", node1, false))
+			}, func(c *cloud) error {
+				return c.open().Revoke(t.Context(), "one", node1.Name)
+			}, func(c *cloud) {
+				_, early = here.Grant(short(t), "one", node1, false)
+			}, func(c *cloud, when string, err error) {
+				if err != nil && !notYet(err) {
+					t.Errorf("%s: revoke: %v", when, err)
+				}
+				if early != nil && !notYet(early) {
+					t.Errorf("%s: grant: %v", when, early)
+				}
+				if early == nil && err == nil && when != first { // where both came one after the other
+					c.wantIn(kind, when+": let in, and revoked beside it")
+				}
+				ok[*backend.Export](t)(here.Grant(t.Context(), "one", node1, false))
+				c.wantIn(kind, when+": let in afterwards")
+				if err := c.open().Revoke(t.Context(), "one", node1.Name); err != nil {
+					t.Error(err)
+				}
+				c.wantNothing(when)
+			})
+		})
+	}
+}
+
+// TestRevokeMeetsItsGrant: it is revoked while another process lets in. Nobody is
+// in of whom nothing is written down.
+func TestRevokeMeetsItsGrant(t *testing.T) {
+	for _, kind := range []string{"cephx", "ip"} {
+		for _, end := range []string{"revoke", "unexport"} {
+			t.Run(kind+" "+end, func(t *testing.T) {
+				t.Parallel()
+				var target backend.Target
+				meet(t, fakemanila.Options{Delay: slow}, func(c *cloud) {
+					target = backend.Target{ShareID: heldAs(c, kind).ID}
+				}, func(c *cloud) error {
+					_, err := c.open().Grant(t.Context(), "one", node1, false)
+					return err
+				}, func(c *cloud) {
+					var err error
+					if end == "revoke" {
+						err = c.open().Revoke(t.Context(), "one", node1.Name)
+					} else {
+						err = c.open().Unexport(t.Context(), target, "one")
+					}
+					if err != nil {
+						t.Error(err)
+					}
+				}, func(c *cloud, when string, err error) {
+					if end == "revoke" {
+						if err != nil {
+							t.Errorf("%s: %v", when, err)
+						}
+						c.wantIn(kind, when)
+						if err := c.open().Revoke(t.Context(), "one", node1.Name); err != nil {
+							t.Error(err)
+						}
+					} else if err != nil && !errors.Is(err, backend.ErrNotFound) {
+						t.Errorf("%s: %v", when, err)
+					}
+					c.wantNothing(when)
+				})
+			})
+		}
+	}
+}
+
+// TestTwoRevokes: two processes revoke the same at once, and both have done it.
+func TestTwoRevokes(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{Delay: slow})
+	heldAs(c, "cephx")
+	here, there := c.open(), c.open()
+	for round := range 10 {
+		for _, node := range []backend.Node{node1, node2} {
+			ok[*backend.Export](t)(here.Grant(t.Context(), "one", node, false))
+		}
+		var group sync.WaitGroup
+		for _, call := range []struct {
+			b    *Backend
+			node string
+		}{{here, node1.Name}, {there, node1.Name}, {there, node2.Name}, {here, ""}} {
+			group.Go(func() {
+				if err := call.b.Revoke(t.Context(), "one", call.node); err != nil {
+					t.Errorf("round %d: %v", round, err)
+				}
+			})
+		}
+		group.Wait()
+		c.wantNothing(fmt.Sprintf("round %d", round))
+	}
+}
+
+// heldAs makes a share whose clients are of a kind, held by "one".
+func heldAs(c *cloud, kind string) *backend.Share {
+	if kind == "ip" {
+		return c.served(c.open())
+	}
+	s := ok[*backend.Share](c.t)(c.open().CreateShare(c.t.Context(), request("data")))
+	ok[*backend.Export](c.t)(c.open().Export(c.t.Context(), backend.Target{ShareID: s.ID}, "one"))
+	return s
+}
+
+// wantIn wants what lets one node in: one rule, its key, and the need for it.
+func (c *cloud) wantIn(kind, when string) {
+	c.t.Helper()
+	rules := c.rules()
+	for _, state := range rules {
+		if state != "rw active" || len(rules) != 1 {
+			c.t.Errorf("%s: rules %v", when, rules)
+		}
+	}
+	if len(rules) == 0 || kind == "cephx" && len(c.keys.keys) != 1 || len(c.left()) == 0 {
+		c.t.Errorf("%s: rules %v, %d keys, entries %v", when, rules, len(c.keys.keys), c.left())
+	}
+}
+
+func (c *cloud) wantNothing(when string) {
+	c.t.Helper()
+	if rules, left := c.rules(), c.left(); len(rules)+len(left)+len(c.keys.keys) > 0 {
+		c.t.Errorf("%s: left: rules %v, %d keys, entries %v", when, rules, len(c.keys.keys), left)
+	}
+}
+
+// TestLateGrant: a process that saw a share a moment ago takes nothing away from
+// what another has written since.
+func TestLateGrant(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{Delay: slow})
+	share := c.served(c.open())
+	late := c.open()
+	ok[*backend.Export](t)(late.Export(t.Context(), backend.Target{ShareID: share.ID}, "one"))
+	if _, err := late.getShare(t.Context(), share.ID); err != nil {
+		t.Fatal(err)
+	}
+	ok[*backend.Export](t)(c.open().Grant(t.Context(), "one", node1, false))
+	ok[*backend.Export](t)(late.Grant(t.Context(), "one", node1, true))
+	all := strings.Join(c.left(), " ")
+	if !strings.Contains(all, "rw=192.0.2.1") {
+		t.Errorf("the writer's need is gone: %s", all)
+	}
+}
+
+// TestLongDenial: a rule takes so long to go that somebody else is let in
+// meanwhile. The key is his then, and stays.
+func TestLongDenial(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{Delay: slow})
+	share := heldAs(c, "cephx")
+	var offset atomic.Int64
+	o := c.options()
+	o.Now = func() time.Time { return time.Now().Add(time.Duration(offset.Load())) }
+	open := func() *Backend { return ok[*Backend](t)(Open(t.Context(), o)) }
+	ok[*backend.Export](t)(open().Grant(t.Context(), "one", node1, false))
+	here, there := open(), open()
+	denied := false
+	c.Strike(func(change int, after bool) bool {
+		if change == 2 && after && !denied {
+			denied = true
+			offset.Store(int64(2 * leavingAge))
+			ok[*backend.Export](t)(here.Grant(t.Context(), "one", node2, false))
+		}
+		return false
+	})
+	if err := there.Revoke(t.Context(), "one", node1.Name); err != nil && !notYet(err) {
+		t.Error(err)
+	}
+	c.Strike(nil)
+	if !denied {
+		t.Fatal("the rule was never denied")
+	}
+	c.wantIn("cephx", "let in while the rule went")
+	if err := there.Unexport(t.Context(), backend.Target{ShareID: share.ID}, "one"); err != nil {
+		t.Error(err)
+	}
+	c.wantNothing("in the end")
+}
