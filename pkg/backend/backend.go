@@ -135,12 +135,14 @@ type Node struct {
 // before it lets the node in.
 type Granter interface {
 	// Grant lets a node mount what the consumer holds, and returns the export, as
-	// this node is to mount it, when it can. The grant lasts until Revoke or Unexport. Granting again is
+	// this node is to mount it, when it can. The grant lasts until Revoke, Unexport
+	// or DeleteShare, none of which it holds up: it is no mount. Granting again is
 	// nil; a writer's grant after a reader's raises the level. Where a storage
 	// system knows one level for a node and a share, the highest one that any
-	// consumer's grant needs is in effect. ErrNotFound when the consumer holds
-	// nothing; ErrInvalid when the node has no address that the storage system
-	// could know it by.
+	// consumer's grant needs is in effect, or a higher one that was needed before;
+	// a level that cannot be had takes nothing from whoever needs less. ErrNotFound
+	// when the consumer holds nothing; ErrInvalid when the node has no address that
+	// the storage system could know it by.
 	Grant(ctx context.Context, consumer string, node Node, readOnly bool) (*Export, error)
 	// Revoke ends the grant of one node, or of all if the name is empty. What is
 	// not granted, or held, is nil.

@@ -116,7 +116,7 @@ func (d *Driver) ControllerUnpublishVolume(ctx context.Context, req *csi.Control
 	if !v.Referring() {
 		share, err := b.Share(ctx, v.Share)
 		if isNotFound(err) {
-			return resp, nil // and with it all that was granted
+			return resp, nil // DeleteShare ends what was granted, and is repeated until it has
 		}
 		if err != nil {
 			return nil, err

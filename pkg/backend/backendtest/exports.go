@@ -125,4 +125,17 @@ func testGrant(s *suite) {
 	s.ok(s.b.Unexport(s.ctx, ofShare(share), "consumer")) // and with it what two has
 	s.is(errOf(g.Grant(s.ctx, "consumer", two, false)), backend.ErrNotFound)
 	s.ok(g.Revoke(s.ctx, "consumer", ""))
+
+	// DeleteShare ends it too, also of a share whose snapshots live on.
+	s.export(ofShare(share), "consumer")
+	s.ok(errOf(g.Grant(s.ctx, "consumer", one, false)))
+	if share.Can.Snapshot {
+		s.snapshot("cut", share)
+	}
+	for range 2 {
+		s.ok(s.b.DeleteShare(s.ctx, share.ID))
+		s.is(errOf(g.Grant(s.ctx, "consumer", one, false)), backend.ErrNotFound)
+		s.ok(other.Revoke(s.ctx, "consumer", "one"))
+	}
+	s.same("what is held", s.state(s.open()).Exports, []*backend.Export(nil))
 }

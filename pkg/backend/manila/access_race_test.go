@@ -257,3 +257,81 @@ func TestLongDenial(t *testing.T) {
 	}
 	c.wantNothing("in the end")
 }
+
+// TestGrantMeetsDeleteShare: a share is deleted, and waits for its snapshot, while
+// another process publishes it. Nobody has a rule for what is gone.
+func TestGrantMeetsDeleteShare(t *testing.T) {
+	var id string
+	var early error
+	meet(t, fakemanila.Options{Delay: slow}, func(c *cloud) {
+		id = heldAs(c, "cephx").ID
+		b := c.open()
+		ok[*backend.Export](t)(b.Grant(t.Context(), "one", node1, false))
+		ok[*backend.Snapshot](t)(b.CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: "cut", ShareID: id, Role: backend.RoleUser}))
+	}, func(c *cloud) error {
+		return c.open().DeleteShare(t.Context(), id)
+	}, func(c *cloud) {
+		b, ctx, deleted := c.open(), short(t), false
+		c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+			deleted = shares[id].Metadata[keyDeleted] != ""
+		})
+		if _, err := b.Grant(ctx, "one", node2, false); deleted && !errors.Is(err, backend.ErrNotFound) {
+			t.Errorf("let in to what was deleted: %v", err)
+		}
+		if _, early = b.Export(ctx, backend.Target{ShareID: id}, "two"); early == nil {
+			_, early = b.Grant(ctx, "two", node2, false)
+		}
+	}, func(c *cloud, when string, err error) {
+		if err != nil {
+			t.Errorf("%s: delete: %v", when, err)
+		}
+		if early != nil && !errors.Is(early, backend.ErrNotFound) {
+			t.Errorf("%s: publish: %v", when, early)
+		}
+		c.wantNothing(when)
+	})
+}
+
+// TestDeleteShareAgain: a deletion that was killed lets nobody stay in, and one
+// that takes several calls leaves no key.
+func TestDeleteShareAgain(t *testing.T) {
+	for point := 1; ; point++ {
+		c := newCloud(t, fakemanila.Options{Delay: slow})
+		share := heldAs(c, "cephx")
+		b := c.open()
+		ok[*backend.Export](t)(b.Grant(t.Context(), "one", node1, false))
+		ok[*backend.Snapshot](t)(b.CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: "cut", ShareID: share.ID, Role: backend.RoleUser}))
+		ctx, cancel := context.WithCancel(t.Context())
+		c.Strike(func(change int, after bool) bool {
+			if change == point && after {
+				cancel()
+			}
+			return ctx.Err() != nil
+		})
+		err := b.DeleteShare(ctx, share.ID)
+		c.Strike(nil)
+		if ctx.Err() == nil {
+			cancel()
+			break
+		}
+		if err == nil {
+			t.Fatal("it was not killed")
+		}
+		if err := c.open().DeleteShare(t.Context(), share.ID); err != nil {
+			t.Errorf("killed after change %d, and again: %v", point, err)
+		}
+		c.wantNothing(fmt.Sprintf("killed after change %d", point))
+	}
+
+	c := newCloud(t, fakemanila.Options{Delay: func() time.Duration { return 200 * time.Millisecond }})
+	share := heldAs(c, "cephx")
+	ok[*backend.Export](t)(c.open().Grant(t.Context(), "one", node1, false))
+	if err := c.open().DeleteShare(short(t), share.ID); !notYet(err) {
+		t.Fatalf("a deletion that takes long: %v", err)
+	}
+	time.Sleep(300 * time.Millisecond) // and ends when nobody looks
+	if err := c.open().DeleteShare(t.Context(), share.ID); err != nil {
+		t.Error(err)
+	}
+	c.wantNothing("in the end")
+}

@@ -408,29 +408,35 @@ func (b *Backend) DeleteShare(ctx context.Context, id string) (err error) {
 	if !b.mine(s) {
 		return nil // whatever it is, it is not ours
 	}
-	if s.deferred() {
-		return b.reap(ctx, s)
-	}
-	left, err := b.snapshotsOf(ctx, id)
-	if err != nil {
-		return err
-	}
-	if len(left) == 0 {
-		err := b.removeShare(ctx, s)
-		refused := (*apiError)(nil)
-		if !errors.As(err, &refused) || !strings.Contains(refused.message, "dependent snapshots") {
+	if !s.deferred() {
+		left, err := b.snapshotsOf(ctx, id)
+		if err != nil {
+			return err
+		}
+		if len(left) == 0 {
+			err := b.removeShare(ctx, s)
+			refused := (*apiError)(nil)
+			if !errors.As(err, &refused) || !strings.Contains(refused.message, "dependent snapshots") {
+				return err
+			}
+		}
+		// Its name is free for another one from now on, and nobody is let in who has
+		// not written yet that he is.
+		if err := b.setMetadata(ctx, "shares/"+id, map[string]string{keyDeleted: b.o.Now().UTC().Format(time.RFC3339), keyID: "deleted"}); err != nil {
+			return err
+		}
+		if s, err = b.getShare(ctx, id); err != nil {
 			return err
 		}
 	}
 	for consumer, what := range s.holds() {
 		if what == holdsShare {
-			if err := b.release(ctx, s, consumer, backend.Target{ShareID: id}); err != nil {
+			if err := b.Unexport(ctx, backend.Target{ShareID: id}, consumer); err != nil && !errors.Is(err, backend.ErrNotFound) {
 				return err
 			}
 		}
 	}
-	// Its name is free for another one from now on.
-	return b.setMetadata(ctx, "shares/"+id, map[string]string{keyDeleted: b.o.Now().UTC().Format(time.RFC3339), keyID: "deleted"})
+	return b.reap(ctx, s)
 }
 
 func (b *Backend) snapshotsOf(ctx context.Context, share string) ([]*snapshot, error) {
@@ -446,23 +452,11 @@ func (b *Backend) reap(ctx context.Context, s *share) error {
 	return b.removeShare(ctx, s)
 }
 
-// removeShare deletes a share, waits until it is gone, and drops the keys of those
-// who held it.
+// removeShare deletes a share, drops the keys of those who held it, and waits until
+// it is gone. Whoever calls again finds nothing that tells whose keys they were, so
+// they go first.
 func (b *Backend) removeShare(ctx context.Context, s *share) error {
-	holders := s.holds()
-	if err := b.removeFromCloud(ctx, s); err != nil || b.o.Keys == nil {
-		return err
-	}
-	var err error
-	for consumer := range holders {
-		err = errors.Join(err, b.o.Keys.Delete(ctx, b.user(consumer)), b.o.Keys.Delete(ctx, b.readers(consumer)))
-	}
-	return err
-}
-
-func (b *Backend) removeFromCloud(ctx context.Context, s *share) error {
-	id := s.ID
-	path := "shares/" + id
+	id, path := s.ID, "shares/"+s.ID
 	if s.Group != "" { // Manila wants to be told that one knows
 		path += "?share_group_id=" + url.QueryEscape(s.Group)
 	}
@@ -478,6 +472,16 @@ func (b *Backend) removeFromCloud(ctx context.Context, s *share) error {
 	}
 	if err != nil {
 		return err
+	}
+	for consumer := range s.holds() {
+		if s.Protocol != "CEPHFS" {
+			break
+		}
+		for _, user := range []string{b.user(consumer), b.readers(consumer)} {
+			if err := b.dropKey(ctx, user); err != nil {
+				return fmt.Errorf("drop the key of %q: %w", consumer, err)
+			}
+		}
 	}
 	s, err = b.await(ctx, id, "delete", func(s *share) bool { return s.Status != "deleting" && stateOf(s.Status) == failed })
 	if err != nil || s == nil {

@@ -170,7 +170,13 @@ func (h handle) DeleteShare(ctx context.Context, id string) error {
 		if _, err := h.share(id); err != nil {
 			return nil
 		}
-		maps.DeleteFunc(h.exports, func(_ string, e backend.Export) bool { return e.Target.ShareID == id })
+		maps.DeleteFunc(h.exports, func(consumer string, e backend.Export) bool {
+			if e.Target.ShareID != id {
+				return false
+			}
+			h.revoke(consumer, "")
+			return true
+		})
 		// The snapshots stay, with the id of a share that is no more.
 		delete(h.shares, id)
 		return h.removeTree(id)
