@@ -11,8 +11,9 @@ import (
 // another about the same share, and is only for looks that Manila's own answer
 // comes after: what is decided is decided by that.
 type lately struct {
-	mu     sync.Mutex
-	shares map[string]sight // by id
+	mu      sync.Mutex
+	shares  map[string]sight  // by id
+	holders map[string]string // ids, by consumer
 }
 
 type sight struct {
@@ -22,7 +23,7 @@ type sight struct {
 
 const (
 	latelyAge  = 2 * time.Second
-	latelyMost = 10_000
+	latelyMost = 1_000
 )
 
 func (s *share) clone() *share {
@@ -34,30 +35,42 @@ func (s *share) clone() *share {
 func (l *lately) saw(now time.Time, s *share) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.shares == nil || len(l.shares) >= latelyMost {
-		l.shares = map[string]sight{}
+	if l.shares == nil || len(l.shares) >= latelyMost || len(l.holders) >= latelyMost {
+		l.shares, l.holders = map[string]sight{}, map[string]string{}
 	}
 	l.shares[s.ID] = sight{now, s.clone()}
+	for consumer := range s.holds() {
+		l.holders[consumer] = s.ID
+	}
 }
 
-// find returns a share that was seen lately and that fits, or nil.
-func (l *lately) find(now time.Time, fits func(*share) bool) *share {
+// find returns a share that was seen lately, or nil.
+func (l *lately) find(now time.Time, id string) *share {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for id, s := range l.shares {
-		switch {
-		case now.Sub(s.at) > latelyAge:
-			delete(l.shares, id)
-		case fits(s.share):
-			return s.share.clone()
-		}
+	s, ok := l.shares[id]
+	if !ok || now.Sub(s.at) > latelyAge {
+		delete(l.shares, id)
+		return nil
+	}
+	return s.share.clone()
+}
+
+// holder returns the share that a consumer was seen to hold, or a snapshot of
+// which; or nil.
+func (l *lately) holder(now time.Time, consumer string) *share {
+	l.mu.Lock()
+	id := l.holders[consumer]
+	l.mu.Unlock()
+	if s := l.find(now, id); s != nil && s.holds()[consumer] != "" {
+		return s
 	}
 	return nil
 }
 
 // lateShare is getShare, as it was lately if it was ready then.
 func (b *Backend) lateShare(ctx context.Context, id string) (*share, error) {
-	if s := b.lately.find(b.o.Now(), func(s *share) bool { return s.ID == id && s.ready() }); s != nil {
+	if s := b.lately.find(b.o.Now(), id); s != nil && s.ready() {
 		return s, nil
 	}
 	return b.getShare(ctx, id)
@@ -65,7 +78,7 @@ func (b *Backend) lateShare(ctx context.Context, id string) (*share, error) {
 
 // lateHolder is holder, as it was lately: sure says that it is as it is now.
 func (b *Backend) lateHolder(ctx context.Context, consumer string) (s *share, sure bool, err error) {
-	if s := b.lately.find(b.o.Now(), func(s *share) bool { return s.holds()[consumer] != "" }); s != nil {
+	if s := b.lately.holder(b.o.Now(), consumer); s != nil {
 		return s, false, nil
 	}
 	s, _, err = b.holder(ctx, consumer)
