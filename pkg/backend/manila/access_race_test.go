@@ -335,3 +335,39 @@ func TestDeleteShareAgain(t *testing.T) {
 	}
 	c.wantNothing("in the end")
 }
+
+// TestExportMeetsUnexport: one process ends a hold while another takes it again.
+// Whoever has it afterwards has it whole.
+func TestExportMeetsUnexport(t *testing.T) {
+	var target backend.Target
+	var early error
+	meet(t, fakemanila.Options{Delay: slow}, func(c *cloud) {
+		target = backend.Target{ShareID: heldAs(c, "cephx").ID}
+		ok[*backend.Export](t)(c.open().Grant(t.Context(), "one", node1, false))
+	}, func(c *cloud) error {
+		return c.open().Unexport(t.Context(), target, "one")
+	}, func(c *cloud) {
+		b, ctx := c.open(), short(t)
+		if _, early = b.Export(ctx, target, "one"); early == nil {
+			_, early = b.Grant(ctx, "one", node2, false)
+		}
+	}, func(c *cloud, when string, err error) {
+		if err != nil && !notYet(err) {
+			t.Errorf("%s: unexport: %v", when, err)
+		}
+		if early != nil && !notYet(early) {
+			t.Errorf("%s: export: %v", when, early)
+		}
+		if early == nil && err == nil && when != first {
+			c.wantIn("cephx", when)
+		}
+		b := c.open()
+		ok[*backend.Export](t)(b.Export(t.Context(), target, "one"))
+		ok[*backend.Export](t)(b.Grant(t.Context(), "one", node2, false))
+		c.wantIn("cephx", when+": exported afterwards")
+		if err := b.Unexport(t.Context(), target, "one"); err != nil {
+			t.Error(err)
+		}
+		c.wantNothing(when)
+	})
+}

@@ -24,7 +24,7 @@ const (
 
 	intended = "intended"
 	held     = "held"
-	parting  = "parting" // Unexport is at work on it; nobody is let in any more
+	parting  = "parting" // and since when Unexport is at work on it; nobody is let in any more
 )
 
 func holdKey(consumer, what string) string { return prefixHold + consumer + "." + what }
@@ -143,11 +143,15 @@ func (b *Backend) hold(ctx context.Context, target backend.Target, consumer stri
 			return nil, fmt.Errorf("%w: this consumer holds %+v", backend.ErrConflict, now)
 		}
 		key := holdKey(consumer, s.holds()[consumer])
-		if s.Metadata[key] == parting { // which a killed process has left
-			err = b.setMetadata(ctx, "shares/"+s.ID, map[string]string{key: held})
-			s.Metadata[key] = held
+		if s.Metadata[key] == held {
+			return s, nil
 		}
-		return s, err
+		since, _ := time.Parse(parting+" "+time.RFC3339, s.Metadata[key])
+		if since.After(b.o.Now().Add(-leavingAge)) {
+			return nil, errUndecided
+		}
+		s.Metadata[key] = held // a killed process has left it so
+		return s, b.setMetadata(ctx, "shares/"+s.ID, map[string]string{key: held})
 	}
 	id, what := target.ShareID, holdsShare
 	if target.SnapshotID != "" {
@@ -442,8 +446,8 @@ func (b *Backend) Unexport(ctx context.Context, target backend.Target, consumer 
 // release takes away what Grant and Export have made, and then the hold.
 func (b *Backend) release(ctx context.Context, s *share, consumer string, target backend.Target) error {
 	// A Grant that has not yet written what it needs will see this.
-	key := holdKey(consumer, s.holds()[consumer])
-	err := b.setMetadata(ctx, "shares/"+s.ID, map[string]string{key: parting})
+	key, begun := holdKey(consumer, s.holds()[consumer]), b.o.Now()
+	err := b.setMetadata(ctx, "shares/"+s.ID, map[string]string{key: parting + begun.UTC().Format(" "+time.RFC3339)})
 	if err == nil {
 		s, err = b.getShare(ctx, s.ID)
 	}
@@ -463,6 +467,9 @@ func (b *Backend) release(ctx context.Context, s *share, consumer string, target
 				return err
 			}
 		}
+	}
+	if b.o.Now().Sub(begun) > leavingTime { // somebody may soon take it for what a killed process has left
+		return b.release(ctx, s, consumer, target)
 	}
 	return b.letGo(ctx, s.ID, consumer, s.holds()[consumer])
 }
