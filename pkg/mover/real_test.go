@@ -327,7 +327,7 @@ func TestRealVolume(t *testing.T) {
 	good(s.backup("b5", top+"/empty", func(task *Task) { task.Backup.AllowEmpty = true }))
 
 	// Plain restic finds all in order.
-	if err := s.client.Check(t.Context()); err != nil {
+	if err := s.client.Check(t.Context(), restic.CheckRequest{}); err != nil {
 		t.Error(err)
 	}
 	// A damaged repository is never restored with success.

@@ -169,7 +169,7 @@ func (p protocol) test(t *testing.T) {
 	if missed != p.unseen {
 		t.Error("change times tell something after all: say so in docs/mounting.md")
 	}
-	if err := s.client.Check(t.Context()); err != nil {
+	if err := s.client.Check(t.Context(), restic.CheckRequest{}); err != nil {
 		t.Error(err)
 	}
 }

@@ -1,6 +1,7 @@
 package restic
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -78,6 +79,7 @@ var hints = []struct{ words, hint string }{
 var kindHints = map[error]string{
 	ErrNoRepository:  "check RESTIC_REPOSITORY; the first backup makes the repository",
 	ErrWrongPassword: "check the key RESTIC_PASSWORD of the repository's Secret or folder",
+	ErrDamaged:       "keep a copy of the repository before anything is repaired: https://restic.readthedocs.io/en/stable/077_troubleshooting.html",
 	ErrLocked:        "another process uses the repository; the lock of one that died is stale after 30 minutes",
 }
 
@@ -98,7 +100,7 @@ type complaints struct {
 func (c *complaints) add(line string, redact *strings.Replacer, dir string) (plainly string) {
 	var m struct {
 		Type    string `json:"message_type"`
-		Message string
+		Message string // of a check's errors too, which have no item
 		Item    string
 		Error   struct{ Message string }
 	}
@@ -113,7 +115,7 @@ func (c *complaints) add(line string, redact *strings.Replacer, dir string) (pla
 	case isJSON && m.Type == "error":
 		// Archiver and verifier name absolute paths, the restorer "/data/...".
 		item := strings.TrimPrefix(strings.TrimPrefix(m.Item, dir), "/")
-		item, text = redact.Replace(item), redact.Replace(m.Error.Message)
+		item, text = redact.Replace(item), redact.Replace(cmp.Or(m.Error.Message, m.Message))
 		if c.items++; c.items == 1 {
 			c.first = strings.TrimPrefix(item+": ", ": ") + oneLine(text)
 		}
@@ -156,6 +158,8 @@ func (c *complaints) ended(command string, code int, cause error) *Error {
 		e.kind = ErrInterrupted
 	case code == 3 && command == "backup":
 		e.kind = ErrIncomplete
+	case code == 1 && command == "check" && c.items > 0:
+		e.kind = ErrDamaged
 	case e.kind == nil:
 		e.kind = ErrFailed
 	}

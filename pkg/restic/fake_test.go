@@ -208,7 +208,8 @@ func TestArguments(t *testing.T) {
 	r := fake(t, nil, `echo "$all $(pwd)" >`+out+`
 case $1 in
 snapshots) echo '[{"id":"new","time":"2026-02-01T00:00:00Z"},{"id":"old","time":"2026-01-01T00:00:00Z","summary":{"total_files_processed":7}}]';;
-*) echo '{"message_type":"summary","snapshot_id":"x"}';;
+find) echo '[{"snapshot":"a"},{"snapshot":"b"},{"snapshot":"a"}]';;
+*) echo '{"message_type":"summary","snapshot_id":"x","total_size":7}';;
 esac`)
 	id := strings.Repeat("0f", 32)
 	at := time.Date(2026, 1, 2, 3, 4, 5, 6, time.FixedZone("", 3600))
@@ -219,7 +220,32 @@ esac`)
 		{r.Init, "--json --no-cache init --repository-version=2 /"},
 		{r.Unlock, "--json --no-cache unlock /"},
 		{r.RepairIndex, "--json --no-cache repair index /"},
-		{r.Check, "--json --no-cache check /"},
+		{func(ctx context.Context) error { return r.Check(ctx, CheckRequest{}) }, "--json --no-cache check --retry-lock=0s --no-lock /"},
+		{func(ctx context.Context) error {
+			return r.Check(ctx, CheckRequest{Part: 3, Parts: 16, Exclusive: true, RetryLock: time.Minute})
+		}, "--json --no-cache check --retry-lock=1m0s --read-data-subset=3/16 /"},
+		{func(ctx context.Context) error { return r.Prune(ctx, PruneRequest{}) }, "--json --no-cache prune --retry-lock=0s /"},
+		{func(ctx context.Context) error {
+			return r.Prune(ctx, PruneRequest{MaxUnused: "1%", MaxRepackSize: "1G", RetryLock: time.Second})
+		}, "--json --no-cache prune --retry-lock=1s --max-unused=1% --max-repack-size=1G /"},
+		{func(ctx context.Context) error {
+			size, err := r.Size(ctx)
+			if size != 7 {
+				t.Error(size)
+			}
+			return err
+		}, "--json --no-cache stats --mode=raw-data --no-lock /"},
+		{func(ctx context.Context) error {
+			users, err := r.Users(ctx, id)
+			if strings.Join(users, " ") != "a b" {
+				t.Error(users)
+			}
+			return err
+		}, "--json --no-cache find --no-lock --pack " + id + " /"},
+		{func(ctx context.Context) error {
+			_, err := r.Dump(ctx, id, "/x")
+			return err
+		}, "--json --no-cache dump --no-lock " + id + " /x /"},
 		{func(ctx context.Context) error { return r.Forget(ctx, time.Minute, id) }, "--json --no-cache forget --retry-lock=1m0s " + id + " /"},
 		{func(ctx context.Context) error {
 			_, err := r.Backup(ctx, BackupRequest{Dir: "/tmp", Targets: []string{"data", "-x"}, Host: "ns/claim", Tags: []string{"a=1", "b=2"}, Time: at, RetryLock: time.Second}, nil)

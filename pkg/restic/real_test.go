@@ -209,7 +209,7 @@ func TestWays(t *testing.T) {
 		{"no repository", snapshots(open(t, dir+"x")), ErrNoRepository, "RESTIC_REPOSITORY"},
 		{"no repository, unlock", func() error { return open(t, dir+"x").Unlock(t.Context()) }, ErrNoRepository, ""},
 		{"init again", func() error { return r.Init(t.Context()) }, ErrFailed, "exist"},
-		{"check", func() error { return r.Check(t.Context()) }, nil, ""},
+		{"check", func() error { return r.Check(t.Context(), CheckRequest{}) }, nil, ""},
 		{"no parent", func() error {
 			_, err := r.Backup(t.Context(), BackupRequest{Dir: source(t, "f", ""), Targets: []string{"data"}, Parent: strings.Repeat("ab", 32)}, nil)
 			return err
@@ -217,7 +217,7 @@ func TestWays(t *testing.T) {
 		{"not a repository", func() error {
 			other := t.TempDir()
 			writeFiles(t, other, map[string]string{"config": "nonsense"})
-			return open(t, other).Check(t.Context())
+			return open(t, other).Check(t.Context(), CheckRequest{})
 		}, ErrWrongPassword, ""}, // it has no keys
 	} {
 		err := test.call()
@@ -240,7 +240,7 @@ func TestWays(t *testing.T) {
 	for _, pack := range packs {
 		os.Remove(pack)
 	}
-	if err := open(t, dir).Check(t.Context()); !errors.Is(err, ErrFailed) {
+	if err := open(t, dir).Check(t.Context(), CheckRequest{}); !errors.Is(err, ErrDamaged) {
 		t.Errorf("check without packs: %v", err)
 	}
 }

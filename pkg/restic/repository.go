@@ -1,6 +1,7 @@
 package restic
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -326,9 +327,84 @@ func (r *Repository) RepairIndex(ctx context.Context) error {
 }
 
 // Check implements [Client].
-func (r *Repository) Check(ctx context.Context) error {
-	_, err := r.run(ctx, "/", ignore, "check")
+func (r *Repository) Check(ctx context.Context, req CheckRequest) error {
+	args := []string{"check", "--retry-lock=" + req.RetryLock.String()}
+	if !req.Exclusive {
+		args = append(args, "--no-lock")
+	}
+	if req.Parts != 0 {
+		args = append(args, fmt.Sprintf("--read-data-subset=%d/%d", req.Part, req.Parts))
+	}
+	var found struct {
+		Packs []string `json:"broken_packs"`
+	}
+	_, err := r.run(ctx, "/", func(line []byte) { _ = json.Unmarshal(line, &found) }, args...)
+	var said *Error
+	if errors.As(err, &said) {
+		said.Packs = found.Packs
+	}
 	return err
+}
+
+// Prune implements [Client].
+func (r *Repository) Prune(ctx context.Context, req PruneRequest) error {
+	args := []string{"prune", "--retry-lock=" + req.RetryLock.String()}
+	if req.MaxUnused != "" {
+		args = append(args, "--max-unused="+req.MaxUnused)
+	}
+	if req.MaxRepackSize != "" {
+		args = append(args, "--max-repack-size="+req.MaxRepackSize)
+	}
+	_, err := r.run(ctx, "/", ignore, args...)
+	return err
+}
+
+// Size implements [Client].
+func (r *Repository) Size(ctx context.Context) (int64, error) {
+	var found struct {
+		Size *int64 `json:"total_size"`
+	}
+	_, err := r.run(ctx, "/", func(line []byte) { _ = json.Unmarshal(line, &found) }, "stats", "--mode=raw-data", "--no-lock")
+	if err == nil && found.Size == nil {
+		err = noSummary("stats")
+	}
+	if err != nil {
+		return 0, err
+	}
+	return *found.Size, nil
+}
+
+// Users implements [Client].
+func (r *Repository) Users(ctx context.Context, packs ...string) ([]string, error) {
+	if len(packs) == 0 {
+		return nil, nil
+	}
+	if err := checkIDs(packs...); err != nil {
+		return nil, err
+	}
+	var found []struct{ Snapshot string }
+	parsed := noSummary("find")
+	_, err := r.run(ctx, "/", func(line []byte) { parsed = json.Unmarshal(line, &found) }, append([]string{"find", "--no-lock", "--pack"}, packs...)...)
+	if err = cmp.Or(err, parsed); err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, f := range found {
+		if !slices.Contains(ids, f.Snapshot) {
+			ids = append(ids, f.Snapshot)
+		}
+	}
+	return ids, nil
+}
+
+// Dump implements [Client], less a newline at the file's end.
+func (r *Repository) Dump(ctx context.Context, id, path string) ([]byte, error) {
+	if err := checkIDs(id); err != nil {
+		return nil, err
+	}
+	var lines [][]byte
+	_, err := r.run(ctx, "/", func(line []byte) { lines = append(lines, bytes.Clone(line)) }, "dump", "--no-lock", id, path)
+	return bytes.Join(lines, []byte{'\n'}), err
 }
 
 func ignore([]byte) {}

@@ -23,6 +23,7 @@ var (
 	ErrLocked        = errors.New("repository is locked")             // exit code 11
 	ErrWrongPassword = errors.New("wrong repository password")        // exit code 12
 	ErrIncomplete    = errors.New("some files could not be read")     // exit code 3
+	ErrDamaged       = errors.New("repository is damaged")            // exit code 1 of a check that has found something
 	ErrInterrupted   = errors.New("restic was interrupted")           // exit code 130, or a signal
 	ErrFailed        = errors.New("restic failed")                    // every other code
 	ErrConfig        = errors.New("invalid repository configuration") // before restic is started
@@ -37,6 +38,7 @@ type Error struct {
 	ExitCode int      // -1: ended by a signal or never started
 	Message  string   // restic's own words, secrets removed
 	Paths    []string // the first paths that could not be read or written
+	Packs    []string // the packs that a check has found damaged; missing ones are in none
 	Hint     string
 	kind     error
 	cause    error // the context's error, if that ended the run
@@ -121,6 +123,25 @@ type RestoreSummary struct {
 	BytesSkipped  int64 `json:"bytesSkipped"`
 }
 
+// CheckRequest says what a check does besides verifying the structure: it reads
+// those packs whose id's first byte, divided by Parts, leaves Part-1, as
+// --read-data-subset has it. Parts 0 reads none; 256 is the most.
+type CheckRequest struct {
+	Part, Parts int
+	// Exclusive keeps everybody else out meanwhile. Without it a check disturbs
+	// nobody, but takes what others remove under it for damage.
+	Exclusive bool
+	RetryLock time.Duration
+}
+
+// PruneRequest says how much of what nobody refers to may stay, and how much may
+// be rewritten, as restic's options of these names have it; empty for their
+// defaults.
+type PruneRequest struct {
+	MaxUnused, MaxRepackSize string
+	RetryLock                time.Duration
+}
+
 // Client is what one repository can be asked. [Repository] is the real one.
 // Progress is called from one goroutine at a time and must not block.
 type Client interface {
@@ -146,6 +167,18 @@ type Client interface {
 	// RepairIndex rebuilds the index from the packs, so that what an
 	// interrupted backup has uploaded is found again.
 	RepairIndex(ctx context.Context) error
-	// Check verifies the structure of the repository.
-	Check(ctx context.Context) error
+	// Check verifies the repository. ErrDamaged when it has found something,
+	// which includes what it could not download.
+	Check(ctx context.Context, req CheckRequest) error
+	// Prune removes what no snapshot refers to. It has the repository to itself,
+	// and may be cut off at any point.
+	Prune(ctx context.Context, req PruneRequest) error
+	// Size is how many bytes the snapshots take in the repository. It takes no
+	// lock.
+	Size(ctx context.Context) (int64, error)
+	// Users returns the ids of the snapshots that refer to any of the packs. It
+	// takes no lock.
+	Users(ctx context.Context, packs ...string) ([]string, error)
+	// Dump returns a file of a snapshot, by its path in it. It takes no lock.
+	Dump(ctx context.Context, id, path string) ([]byte, error)
 }
