@@ -54,6 +54,40 @@ type exitCode int
 
 func (c exitCode) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
 
+// checkOutput refuses what -o cannot be.
+func checkOutput(format string) error {
+	if format != "" && format != "json" {
+		return fmt.Errorf("output format %q is not known; it is json or nothing", format)
+	}
+	return nil
+}
+
+// jobResult is what a command that a CronJob runs has done.
+type jobResult interface {
+	Table(io.Writer) error
+	JSON(io.Writer) error
+	ExitCode() int
+}
+
+// conclude writes what a run did, in the output format, and returns how the
+// command ends: err is that the run was ended before everything was done.
+func conclude(cmd *cobra.Command, format string, r jobResult, err error) error {
+	show := r.Table
+	if format == "json" {
+		show = r.JSON
+	}
+	if perr := show(cmd.OutOrStdout()); perr != nil {
+		return perr
+	}
+	if err != nil {
+		return errInterrupted
+	}
+	if code := r.ExitCode(); code != 0 {
+		return exitCode(code)
+	}
+	return nil
+}
+
 func newCommand() *cobra.Command {
 	var verbosity int
 	root := &cobra.Command{
@@ -78,7 +112,7 @@ func newCommand() *cobra.Command {
 		newServeCommand("standalone", "Serve controller, node and movers behind one socket", true, true),
 		newServeCommand("controller", "Serve the controller, and run movers", true, false),
 		newServeCommand("node", "Serve the node", false, true),
-		newMoverCommand(), newScheduleCommand(), newDemoCommand(), newVersionCommand(),
+		newMoverCommand(), newScheduleCommand(), newMaintainCommand(), newDemoCommand(), newVersionCommand(),
 	)
 	return root
 }
@@ -98,27 +132,27 @@ func newVersionCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "version", Short: "Say what this is", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
 			v := []struct{ key, value string }{
 				{"driver", csi.DriverName}, {"version", version}, {"csi", "1.13.0"}, {"restic", restic.PinnedVersion},
 				{"go", runtime.Version()}, {"platform", runtime.GOOS + "/" + runtime.GOARCH},
 			}
-			switch output {
-			case "":
+			if output == "" {
 				w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 				for _, kv := range v {
 					fmt.Fprintf(w, "%s\t%s\n", kv.key, kv.value)
 				}
 				return w.Flush()
-			case "json":
-				m := map[string]string{}
-				for _, kv := range v {
-					m[kv.key] = kv.value
-				}
-				e := json.NewEncoder(cmd.OutOrStdout())
-				e.SetIndent("", "  ")
-				return e.Encode(m)
 			}
-			return fmt.Errorf("output format %q is not known; it is json or nothing", output)
+			m := map[string]string{}
+			for _, kv := range v {
+				m[kv.key] = kv.value
+			}
+			e := json.NewEncoder(cmd.OutOrStdout())
+			e.SetIndent("", "  ")
+			return e.Encode(m)
 		},
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "", "output format: json")

@@ -51,8 +51,8 @@ func newScheduleCommand() *cobra.Command {
 
 func (o scheduleOptions) run(cmd *cobra.Command) error {
 	ctx := cmd.Context()
-	if o.output != "" && o.output != "json" {
-		return fmt.Errorf("output format %q is not known; it is json or nothing", o.output)
+	if err := checkOutput(o.output); err != nil {
+		return err
 	}
 	if _, err := labels.Parse(o.selector); err != nil {
 		return fmt.Errorf("--selector: %w", err)
@@ -78,20 +78,7 @@ func (o scheduleOptions) run(cmd *cobra.Command) error {
 	if err != nil && ctx.Err() == nil {
 		return err
 	}
-	show := result.Table
-	if o.output == "json" {
-		show = result.JSON
-	}
-	if perr := show(cmd.OutOrStdout()); perr != nil {
-		return perr
-	}
-	if err != nil {
-		return errInterrupted
-	}
-	if code := result.ExitCode(); code != 0 {
-		return exitCode(code)
-	}
-	return nil
+	return conclude(cmd, o.output, result, err)
 }
 
 // cluster is the one that this runs in, or else that of the kubeconfig.

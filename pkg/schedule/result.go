@@ -7,7 +7,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
-	"unicode"
+
+	"github.com/abaca-csi/abaca/pkg/line"
 )
 
 // Exit codes of `abaca schedule`. They are part of what users build upon.
@@ -70,7 +71,7 @@ type Retention struct {
 }
 
 func (e *Entry) fail(reason string) {
-	e.Status, e.Message = StatusFailed, oneLine(reason, "failed")
+	e.Status, e.Message = StatusFailed, line.One(reason, "failed")
 }
 
 // Result is what a run did, by claim, and within a claim in the order of the
@@ -139,7 +140,7 @@ func (r Result) Table(w io.Writer) error {
 		if e.Retention.Skipped != "" || e.Retention.Keep == nil {
 			kept, gone = "-", "-"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%.0f\t%s\t%s\t%s\n", e.Claim, e.Tier, e.Snapshot, e.Status, e.Seconds, kept, gone, oneLine(message, "-"))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%.0f\t%s\t%s\t%s\n", e.Claim, e.Tier, e.Snapshot, e.Status, e.Seconds, kept, gone, line.One(message, "-"))
 	}
 	if err := t.Flush(); err != nil || !r.DryRun {
 		return err
@@ -154,14 +155,4 @@ func (r Result) Table(w io.Writer) error {
 		}
 	}
 	return t.Flush()
-}
-
-// oneLine makes one line without control characters of what somebody else
-// wrote, or returns other if there is nothing in it.
-func oneLine(text, other string) string {
-	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }), " ")
-	if text == "" {
-		return other
-	}
-	return text
 }

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"k8s.io/klog/v2"
+
+	"github.com/abaca-csi/abaca/pkg/line"
 )
 
 // ErrNothing is a run that has no claim to make snapshots of. A schedule that
@@ -259,7 +261,7 @@ func (r *run) await(ctx context.Context, e *Entry) (Snapshot, error) {
 			return s, nil
 		case err == nil:
 			uid = s.UID
-			trouble = errors.New(oneLine(s.Message, "it is pending"))
+			trouble = errors.New(line.One(s.Message, "it is pending"))
 		case ctx.Err() != nil:
 			// The error is only that of a call that was cut short.
 		case !errors.Is(err, ErrUnavailable):
@@ -305,7 +307,7 @@ func (r *run) check(e *Entry, s Snapshot, uid string) error {
 	case s.Deleting:
 		return errors.New("somebody is deleting it")
 	case s.State == Failed && !s.Retried:
-		return errors.New(oneLine(s.Message, "it failed without saying why"))
+		return errors.New(line.One(s.Message, "it failed without saying why"))
 	}
 	return nil
 }
@@ -345,7 +347,7 @@ func (r *run) retainClaim(ctx context.Context, entries []*Entry) {
 	defer cancel()
 	for _, e := range entries {
 		if err := r.retain(ctx, e); err != nil {
-			e.Retention.Error = oneLine(err.Error(), "")
+			e.Retention.Error = line.One(err.Error(), "")
 			klog.FromContext(ctx).Info("Retention is not complete", "claim", e.Claim, "tier", e.Tier, "reason", e.Retention.Error)
 		}
 	}
@@ -399,7 +401,7 @@ func (r *run) retain(ctx context.Context, e *Entry) error {
 	for i := range slices.Backward(drop) { // the oldest first
 		err := r.cluster.Delete(ctx, found[drop[i].Name])
 		if err != nil && !errors.Is(err, ErrNotFound) {
-			drop[i].Error = oneLine(err.Error(), "")
+			drop[i].Error = line.One(err.Error(), "")
 			refused++
 		}
 	}
