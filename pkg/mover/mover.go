@@ -9,6 +9,8 @@ package mover
 
 import (
 	"encoding/json"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/abaca-csi/abaca/pkg/mount"
@@ -27,6 +29,33 @@ const (
 	TagName   = "abaca.name="   // the CSI snapshot name, percent-encoded
 	TagSize   = "abaca.size="   // the size of the volume, in bytes
 )
+
+// Tags on the restic snapshots that maintenance leaves, which are no backups.
+const (
+	TagMaintenance = "abaca.maintenance" // all of them
+	TagHold        = "abaca.hold="       // until when new backups wait, in RFC 3339
+)
+
+// Held says until when new backups wait, by the snapshots of a repository, of
+// which the newest of maintenance counts; zero when they do not.
+func Held(snapshots []restic.Snapshot, now time.Time) time.Time {
+	var until time.Time
+	for _, s := range snapshots { // oldest first
+		if !slices.Contains(s.Tags, TagMaintenance) {
+			continue
+		}
+		until = time.Time{}
+		for _, tag := range s.Tags {
+			if text, ok := strings.CutPrefix(tag, TagHold); ok {
+				until, _ = time.Parse(time.RFC3339, text) // of nonsense, nobody waits
+			}
+		}
+	}
+	if until.After(now) {
+		return until
+	}
+	return time.Time{}
+}
 
 // Task is all that a mover needs to know, apart from the repository's
 // configuration, which holds secrets and travels by its environment.

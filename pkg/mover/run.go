@@ -27,8 +27,9 @@ const (
 	descriptionName = "volume.json"
 )
 
-// DefaultLockWait is how long a mover waits for a live lock of the repository.
-const DefaultLockWait = 10 * time.Minute
+// DefaultLockWait is how long a mover waits for a live lock of the repository:
+// longer than maintenance takes, which is what waits for it to end.
+const DefaultLockWait = 24 * time.Hour
 
 // Env is what a mover works with.
 type Env struct {
@@ -44,6 +45,9 @@ type Env struct {
 	InitLock func(ctx context.Context) (release func(), err error)
 	// LockWait is how long to wait for a live lock; 0 is DefaultLockWait.
 	LockWait time.Duration
+	// Now is the clock by which maintenance holds new backups back; nil when nobody
+	// maintains the repository.
+	Now func() time.Time
 }
 
 // Run does the task, and says how it ended. It may be killed at any point and
@@ -176,6 +180,9 @@ func (m *mover) backup(ctx context.Context, b *Backup) error {
 	listed := m.earlier(ctx, b)
 	parent := b.Parent
 	if parent == nil {
+		if err := m.held(ctx); err != nil {
+			return err
+		}
 		found, err := listed()
 		if err != nil {
 			return err
@@ -499,16 +506,36 @@ func (m *mover) forget(ctx context.Context, ids ...string) error {
 	return m.locked(ctx, func(wait time.Duration) error { return m.Restic.Forget(ctx, wait, ids...) })
 }
 
-// locked calls do until the repository is not locked: at once; then, without
-// the stale locks, for as long as LockWait.
+// holdPause is how long a mover waits before it asks again whether it is held.
+const holdPause = 15 * time.Second
+
+// held waits while maintenance holds new backups back, so that those that run
+// can end and it has its turn.
+func (m *mover) held(ctx context.Context) error {
+	for said := false; m.Now != nil; said = true {
+		snapshots, err := m.Restic.Snapshots(ctx, TagMaintenance)
+		if err != nil && !errors.Is(err, restic.ErrIncomplete) && !errors.Is(err, restic.ErrNoRepository) {
+			return err
+		}
+		until := Held(snapshots, m.Now())
+		if until.IsZero() {
+			return nil
+		}
+		if !said {
+			m.Log.Info("Backup waits for maintenance of the repository", "repository", m.task.Repository, "until", until)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(min(holdPause, until.Sub(m.Now()))):
+		}
+	}
+	return nil
+}
+
+// locked calls do until the repository is not locked, for as long as LockWait.
 func (m *mover) locked(ctx context.Context, do func(wait time.Duration) error) error {
-	err := do(0)
-	if !errors.Is(err, restic.ErrLocked) {
-		return err
-	}
-	m.Log.Info("Repository is locked", "repository", m.task.Repository, "reason", err.Error())
-	if err := m.Restic.Unlock(ctx); err != nil {
-		return err
-	}
-	return do(m.LockWait)
+	return restic.AwaitLock(ctx, m.Restic, m.LockWait, func(err error) {
+		m.Log.Info("Repository is locked", "repository", m.task.Repository, "reason", err.Error())
+	}, do)
 }

@@ -34,6 +34,7 @@ func (f *fakeMounts) Prove(_ context.Context, dir string, src mount.Source, read
 // fakeRepository is a repository in memory. errs holds errors by method, in
 // order; nil and the end of the list are success.
 type fakeRepository struct {
+	restic.Client
 	missing   bool
 	snapshots []restic.Snapshot
 	errs      map[string][]error
@@ -70,7 +71,6 @@ func (f *fakeRepository) Init(context.Context) error {
 }
 func (f *fakeRepository) Unlock(context.Context) error      { return f.say("unlock") }
 func (f *fakeRepository) RepairIndex(context.Context) error { return f.say("repair") }
-func (f *fakeRepository) Check(context.Context) error       { return f.say("check") }
 
 func (f *fakeRepository) Snapshots(_ context.Context, tags ...string) ([]restic.Snapshot, error) {
 	err := f.say("snapshots %s", strings.Join(tags, ","))
@@ -314,7 +314,7 @@ func TestFlow(t *testing.T) {
 				os.Mkdir(filepath.Join(dir, "data", "lost+found"), 0o755)
 			}
 			initLocked := 0
-			result := Run(t.Context(), task, Env{Dir: dir, Restic: f, Mounts: m, InitLock: func(context.Context) (func(), error) {
+			result := Run(t.Context(), task, Env{Dir: dir, Restic: f, Mounts: m, LockWait: 10 * time.Minute, InitLock: func(context.Context) (func(), error) {
 				if task.Repository == "taken" {
 					return nil, errors.New("taken")
 				}
@@ -343,6 +343,45 @@ func TestFlow(t *testing.T) {
 			}
 			if task.Backup != nil && (mine > 1 || mine == 0 && result.Error == "" || mine > 0 && result.Reason.Lasting()) {
 				t.Errorf("%d snapshots of the backup after %+v", mine, result)
+			}
+		})
+	}
+}
+
+// A mover that looks before it begins waits while maintenance holds it back, and
+// no longer than that.
+func TestHeldBack(t *testing.T) {
+	for name, test := range map[string]struct {
+		clock                   func() time.Time
+		over, cancel, wantsWait bool
+	}{
+		"held":              {clock: time.Now, wantsWait: true},
+		"asked to end":      {clock: time.Now, cancel: true},
+		"it is over":        {clock: time.Now, over: true},
+		"nobody can say so": {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			began := time.Now()
+			until := began.Add(2 * time.Second).Truncate(time.Second)
+			f := &fakeRepository{errs: map[string][]error{}, snapshots: []restic.Snapshot{
+				{ID: "m1", Tags: []string{TagMaintenance, TagHold + until.UTC().Format(time.RFC3339)}}}}
+			if test.over {
+				f.snapshots = append(f.snapshots, restic.Snapshot{ID: "m2", Tags: []string{TagMaintenance}})
+			}
+			dir := t.TempDir()
+			os.Mkdir(filepath.Join(dir, "data"), 0o755)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			if test.cancel {
+				time.AfterFunc(50*time.Millisecond, cancel)
+			}
+			result := Run(ctx, backupTask(), Env{Dir: dir, Restic: f, Mounts: &fakeMounts{log: &[]string{}}, Now: test.clock})
+			if waited := !time.Now().Before(until); waited != test.wantsWait {
+				t.Errorf("waited: %v", waited)
+			}
+			if (result.Reason == ReasonStopped) != test.cancel || f.made == 1 == test.cancel {
+				t.Errorf("%+v after %d backups", result, f.made)
 			}
 		})
 	}

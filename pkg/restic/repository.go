@@ -336,12 +336,17 @@ func (r *Repository) Check(ctx context.Context, req CheckRequest) error {
 		args = append(args, fmt.Sprintf("--read-data-subset=%d/%d", req.Part, req.Parts))
 	}
 	var found struct {
-		Packs []string `json:"broken_packs"`
+		Packs  []string `json:"broken_packs"`
+		Errors int      `json:"num_errors"`
 	}
-	_, err := r.run(ctx, "/", func(line []byte) { _ = json.Unmarshal(line, &found) }, args...)
-	var said *Error
-	if errors.As(err, &said) {
-		said.Packs = found.Packs
+	said, err := r.run(ctx, "/", func(line []byte) { _ = json.Unmarshal(line, &found) }, args...)
+	var e *Error
+	if errors.As(err, &e) && e.kind == ErrDamaged {
+		// Restic writes its advice as errors too; only the summary can count.
+		e.Message, e.Packs = said.first, found.Packs
+		if found.Errors > 1 {
+			e.Message += fmt.Sprintf("; and %d more", found.Errors-1)
+		}
 	}
 	return err
 }

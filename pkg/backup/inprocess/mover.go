@@ -73,7 +73,7 @@ func move(ctx context.Context, a Args, mounts *mount.Mounter, job backup.Job, lo
 	}
 	return mover.Run(ctx, task, mover.Env{
 		Dir: mover.Dir, Restic: repo, Mounts: mounts, Log: klog.FromContext(ctx),
-		Report: reporter(filepath.Join(a.Record, "progress.json"), now),
+		Report: reporter(filepath.Join(a.Record, "progress.json"), now), Now: now,
 		InitLock: func(ctx context.Context) (func(), error) {
 			return lockFile(ctx, filepath.Join(filepath.Dir(a.Record), ".init-"+task.Repository))
 		},
