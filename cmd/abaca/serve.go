@@ -22,6 +22,7 @@ import (
 	"github.com/kubernetes-csi/csi-lib-utils/metrics"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"k8s.io/klog/v2"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
@@ -74,8 +75,7 @@ func newServeCommand(name, short string, controller, node bool) *cobra.Command {
 	must(cmd, "endpoint", "node-id")
 	if controller {
 		f.StringVar(&o.repositories, "repositories", "", "the directory with one folder for each restic repository; empty for no backups")
-		f.StringVar(&o.restic, "restic", defaultRestic(), "the restic program")
-		f.BoolVar(&o.anyRestic, "any-restic-version", false, "use the restic program even if it is not version "+restic.PinnedVersion)
+		resticFlags(f, &o.restic, &o.anyRestic)
 	}
 	return cmd
 }
@@ -234,19 +234,30 @@ func (o *serveOptions) check(ctx context.Context) error {
 	if !o.checkRestic {
 		return nil
 	}
-	program, err := exec.LookPath(o.restic)
+	var err error
+	o.restic, err = findRestic(ctx, o.restic, o.anyRestic)
+	return err
+}
+
+// findRestic returns the path of a restic program that is the right one.
+func findRestic(ctx context.Context, name string, anyVersion bool) (string, error) {
+	program, err := exec.LookPath(name)
 	if err != nil {
-		return fmt.Errorf("the restic program: %w; `make build` makes the right one, the flag --restic names another", err)
+		return "", fmt.Errorf("the restic program: %w; `make build` makes the right one, the flag --restic names another", err)
 	}
-	if o.restic, err = filepath.Abs(program); err != nil {
-		return err
+	if program, err = filepath.Abs(program); err != nil || anyVersion {
+		return program, err
 	}
-	if !o.anyRestic {
-		if err := restic.CheckVersion(ctx, o.restic); err != nil {
-			return fmt.Errorf("%w (--any-restic-version uses it all the same)", err)
-		}
+	if err := restic.CheckVersion(ctx, program); err != nil {
+		return "", fmt.Errorf("%w (--any-restic-version uses it all the same)", err)
 	}
-	return nil
+	return program, nil
+}
+
+// resticFlags are those of every command that runs restic.
+func resticFlags(f *pflag.FlagSet, program *string, anyVersion *bool) {
+	f.StringVar(program, "restic", defaultRestic(), "the restic program")
+	f.BoolVar(anyVersion, "any-restic-version", false, "use the restic program even if it is not version "+restic.PinnedVersion)
 }
 
 // engine sets the backups up: repositories from a directory, movers as child

@@ -18,6 +18,7 @@ import (
 
 	"github.com/abaca-csi/abaca/pkg/backend"
 	"github.com/abaca-csi/abaca/pkg/busy"
+	"github.com/abaca-csi/abaca/pkg/maintain"
 	"github.com/abaca-csi/abaca/pkg/mount"
 	"github.com/abaca-csi/abaca/pkg/mover"
 	"github.com/abaca-csi/abaca/pkg/restic"
@@ -73,6 +74,10 @@ type Engine struct {
 type listing struct {
 	at      time.Time
 	backups []*Backup
+	held    time.Time // until when maintenance holds new backups back
+	// care is what maintenance has left, read from the snapshot careID.
+	care   *maintain.Record
+	careID string
 }
 
 // Request asks for a backup of a share.
@@ -185,6 +190,9 @@ func (e *Engine) begin(ctx context.Context, req Request, parent *mover.Parent) (
 		Name: temporaryName(req.ID), ShareID: req.ShareID, Role: backend.RoleTemporary})
 	if err != nil {
 		return nil, fmt.Errorf("cut a snapshot for backup %q: %w", req.Name, err)
+	}
+	if e.held(req.Repository) {
+		parent = nil // so that the mover looks before it begins, and waits
 	}
 	job := Job{
 		Backend: req.Backend, Snapshot: snap.ID, Consumer: consumerOf(req.ID), Attempt: 1,
@@ -799,6 +807,16 @@ func (e *Engine) list(ctx context.Context, repository string, age time.Duration)
 	case err != nil && !errors.Is(err, restic.ErrNoRepository):
 		return nil, repositoryError(asked, repository, err)
 	}
+	care, careID := l.care, maintain.LatestID(snapshots)
+	if careID != l.careID {
+		read, err := maintain.Latest(ctx, repo, snapshots)
+		if err != nil {
+			klog.FromContext(ctx).Error(err, "What maintenance has left cannot be read", "repository", repository)
+			careID = l.careID // the next listing tries again
+		} else {
+			care = read
+		}
+	}
 	backups := make([]*Backup, 0, len(snapshots))
 	for _, s := range snapshots {
 		if b := fromTags(repository, s); b != nil {
@@ -813,8 +831,16 @@ func (e *Engine) list(ctx context.Context, repository string, age time.Duration)
 	if learned != e.learned {
 		return backups, nil // it may lack what was learned while restic listed
 	}
-	e.listings[repository] = listing{at: at, backups: backups}
+	e.listings[repository] = listing{at: at, backups: backups, held: mover.Held(snapshots, at), care: care, careID: careID}
 	return backups, nil
+}
+
+// held says that maintenance holds new backups back, as the repository was last
+// seen. What is seen late only makes maintenance wait for longer.
+func (e *Engine) held(repository string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.listings[repository].held.After(e.Now())
 }
 
 // learn adds a backup that has just been made to what is known.

@@ -72,6 +72,7 @@ type fakeRepository struct {
 	snapshots []restic.Snapshot
 	listed    int
 	err       error
+	care      []byte // what maintenance has left
 }
 
 func (f *fakeRepository) Names(context.Context) ([]string, error) {
@@ -97,6 +98,10 @@ func (f *fakeRepository) Snapshots(_ context.Context, tags ...string) ([]restic.
 		}
 	}
 	return out, f.err
+}
+
+func (f *fakeRepository) Dump(context.Context, string, string) ([]byte, error) {
+	return f.care, nil
 }
 
 func (f *fakeRepository) Forget(_ context.Context, _ time.Duration, ids ...string) error {
@@ -224,6 +229,33 @@ func TestNextBackupIsToldItsParent(t *testing.T) {
 	}
 	if job := b.runner.jobs["two"].Job; job.Task.Backup.Parent != nil || !job.Task.Recover || job.Attempt != 2 {
 		t.Errorf("started again as %+v", job)
+	}
+}
+
+// While maintenance waits for its turn, a mover is not told the newest backup: it
+// looks before it begins, and sees the hold.
+func TestHeldBack(t *testing.T) {
+	b := newBench(t)
+	for _, test := range []struct {
+		tags []string
+		told bool
+	}{
+		{[]string{mover.TagMaintenance}, true},
+		{[]string{mover.TagMaintenance, mover.TagHold + "2026-04-12T03:00:00Z"}, false},
+		{[]string{mover.TagMaintenance, mover.TagHold + "2026-04-12T00:59:59Z"}, true}, // it is over
+		{[]string{mover.TagMaintenance, mover.TagHold + "tomorrow"}, true},
+	} {
+		b.repository.snapshots = append(b.repository.snapshots, restic.Snapshot{ID: "m", Time: b.now, Tags: test.tags})
+		b.forgetListing("offsite")
+		if _, err := b.Backup(t.Context(), b.request("one")); err != nil {
+			t.Fatal(err)
+		}
+		if told := b.runner.jobs["one"].Job.Task.Backup.Parent != nil; told != test.told {
+			t.Errorf("%v: told the parent: %v", test.tags, told)
+		}
+		if err := b.Delete(t.Context(), "offsite", "one"); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -30,6 +30,7 @@ var ours = map[string][]string{
 	// Small tools that know nothing of shares.
 	"pkg/busy":    {},
 	"pkg/keys":    {"pkg/record"},
+	"pkg/line":    {},
 	"pkg/nearest": {},
 	"pkg/record":  {},
 
@@ -42,13 +43,14 @@ var ours = map[string][]string{
 	"pkg/mount":               {"pkg/nearest"},
 	"pkg/restic":              {"pkg/nearest", "pkg/record"},
 
-	"pkg/schedule":      {"pkg/nearest"},
-	"pkg/schedule/kube": {"pkg/nearest", "pkg/schedule"},
+	"pkg/schedule":      {"pkg/line", "pkg/nearest"},
+	"pkg/schedule/kube": {"pkg/line", "pkg/nearest", "pkg/schedule"},
 
 	"pkg/mover":            {"pkg/mount", "pkg/nearest", "pkg/record", "pkg/restic"},
-	"pkg/backup":           {"pkg/backend", "pkg/busy", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/record", "pkg/restic"},
-	"pkg/backup/inprocess": {"pkg/backend", "pkg/backup", "pkg/busy", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/record", "pkg/restic"},
-	"pkg/csi":              {"pkg/backend", "pkg/backup", "pkg/busy", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/record", "pkg/restic"},
+	"pkg/maintain":         {"pkg/line", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/record", "pkg/restic"},
+	"pkg/backup":           {"pkg/backend", "pkg/busy", "pkg/line", "pkg/maintain", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/record", "pkg/restic"},
+	"pkg/backup/inprocess": {"pkg/backend", "pkg/backup", "pkg/busy", "pkg/line", "pkg/maintain", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/record", "pkg/restic"},
+	"pkg/csi":              {"pkg/backend", "pkg/backup", "pkg/busy", "pkg/line", "pkg/maintain", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/record", "pkg/restic"},
 }
 
 // theirs says which packages of others a layer must be free of, itself and
@@ -63,6 +65,7 @@ var theirs = []struct {
 	{"pkg/restic", []string{"google.golang.org/grpc", "k8s.io", "sigs.k8s.io", "github.com/restic/restic"}, nil, "restic is a program that is run, not a library"},
 	{"pkg/mount", []string{"google.golang.org/grpc", "k8s.io", "sigs.k8s.io"}, []string{"k8s.io/mount-utils", "k8s.io/klog", "k8s.io/utils"}, "mounts know neither gRPC nor Kubernetes, but for mount-utils"},
 	{"pkg/mover", []string{"google.golang.org/grpc", "k8s.io", "sigs.k8s.io"}, []string{"k8s.io/mount-utils", "k8s.io/klog", "k8s.io/utils"}, "a mover needs no orchestrator"},
+	{"pkg/maintain", []string{"google.golang.org/grpc", "k8s.io", "sigs.k8s.io"}, []string{"k8s.io/mount-utils", "k8s.io/klog", "k8s.io/utils"}, "maintenance is of any repository, and needs no orchestrator"},
 	{"pkg/backup", []string{"google.golang.org/grpc", "k8s.io", "sigs.k8s.io"}, []string{"k8s.io/mount-utils", "k8s.io/klog", "k8s.io/utils"}, "backups need no orchestrator; client-go stays in backup/kube"},
 	{"pkg/csi", []string{"k8s.io/client-go", "k8s.io/api"}, nil, "the driver works without Kubernetes"},
 	{"pkg/backend/local", []string{"github.com/gophercloud"}, nil, "gophercloud stays in backend/manila"},
@@ -84,6 +87,7 @@ var wired = map[string]map[string]string{
 	"cmd/abaca/serve.go":             {"time.Now": "wired into the driver, the engine and the runner"},
 	"cmd/abaca/mover.go":             {"time.Now": "wired into the mover"},
 	"cmd/abaca/schedule.go":          {"time.Now": "wired into the run"},
+	"cmd/abaca/maintain.go":          {"time.Now": "wired into the run"},
 }
 
 // watched are the calls that wired is about.
