@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/bits"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -90,6 +92,9 @@ func (c *coverage) older(horizon time.Time, unit int) (blocks []block) {
 	return blocks
 }
 
+// never is when a part was read that has to be read whatever the period.
+var never = time.Unix(0, 0).UTC()
+
 // read notes that a block has been read, in a check that began at a time.
 func (c *coverage) read(b block, at time.Time) {
 	for i := b.first; i < b.first+b.size; i++ {
@@ -119,43 +124,41 @@ func (c *coverage) oldest() time.Time {
 	return oldest
 }
 
-// stretch is some neighbours that were last read at the same time.
-type stretch struct {
-	Parts int       `json:"parts"`
-	Read  time.Time `json:"read"`
-}
-
-// MarshalJSON writes stretches.
+// MarshalJSON writes stretches of neighbours that were read at the same time, as
+// their number and the time.
 func (c *coverage) MarshalJSON() ([]byte, error) {
-	var all []stretch
-	for i, at := range c {
-		if i > 0 && at.Equal(c[i-1]) {
-			all[len(all)-1].Parts++
-			continue
+	var all []string
+	for i := 0; i < parts; {
+		n := 1
+		for i+n < parts && c[i+n].Equal(c[i]) {
+			n++
 		}
-		all = append(all, stretch{1, at.UTC().Truncate(time.Second)})
+		all = append(all, fmt.Sprintf("%d %s", n, c[i].UTC().Format(time.RFC3339)))
+		i += n
 	}
 	return json.Marshal(all)
 }
 
 // UnmarshalJSON reads what MarshalJSON has written, and nothing else.
 func (c *coverage) UnmarshalJSON(b []byte) error {
-	var all []stretch
+	var all []string
 	if err := json.Unmarshal(b, &all); err != nil {
 		return err
 	}
-	n := 0
+	i := 0
 	for _, s := range all {
-		if s.Parts < 1 || s.Parts > parts-n || s.Read.IsZero() {
-			return fmt.Errorf("%d parts read at %s: not a coverage", s.Parts, s.Read)
+		number, when, _ := strings.Cut(s, " ")
+		n, err := strconv.Atoi(number)
+		at, terr := time.Parse(time.RFC3339, when)
+		if err != nil || terr != nil || n < 1 || n > parts-i {
+			return fmt.Errorf("%q: not a coverage", s)
 		}
-		for range s.Parts {
-			c[n] = s.Read
-			n++
+		for end := i + n; i < end; i++ {
+			c[i] = at
 		}
 	}
-	if n != parts {
-		return fmt.Errorf("%d parts: not a coverage", n)
+	if i != parts {
+		return fmt.Errorf("%d parts: not a coverage", i)
 	}
 	return nil
 }

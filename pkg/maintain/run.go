@@ -270,7 +270,7 @@ func (r *run) check(ctx context.Context, e *Entry, blocks []block) error {
 		if errors.Is(err, restic.ErrDamaged) {
 			r.record.Damaged = line.One(err.Error(), "damaged")
 			if len(blocks) > 0 { // to be read in the next run, whenever that is
-				r.record.Read.read(blocks[i], r.record.Began.Add(-2*days(r.ReadDays)))
+				r.record.Read.read(blocks[i], never)
 			}
 		}
 		if err != nil {
