@@ -21,6 +21,13 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end }}
 
+{{/* A text as the name of a CronJob: with a digest where it had to be changed. */}}
+{{- define "abaca.jobName" -}}
+{{- $name := . | replace "." "-" | replace "_" "-" }}
+{{- if and (eq $name .) (le (len $name) 52) }}{{ $name }}
+{{- else }}{{ printf "%s-%s" ($name | trunc 45 | trimSuffix "-") (sha256sum . | trunc 6) }}{{ end }}
+{{- end }}
+
 {{/* "true" if there is a backend of Manila. */}}
 {{- define "abaca.manila" -}}
 {{- range .Values.backends }}{{ if .manila }}true{{ break }}{{ end }}{{ end }}
