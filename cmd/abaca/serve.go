@@ -13,14 +13,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/kubernetes-csi/csi-lib-utils/metrics"
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"k8s.io/klog/v2"
@@ -137,10 +135,11 @@ func (o serveOptions) run(ctx context.Context) error {
 		Backends: map[string]backend.Backend{},
 		Mounts:   mount.New(reader), Metrics: metrics.NewCSIMetricsManagerForPlugin(csi.DriverName), Now: time.Now,
 	}
+	calls := newCalls()
 	for _, b := range c.Backends {
 		driver.DefaultBackend = cmp.Or(driver.DefaultBackend, b.Name)
 		if b.Manila != nil {
-			opened, err := o.manila(ctx, b.Manila)
+			opened, err := o.manila(ctx, b.Manila, calls.of(b.Name))
 			if err != nil {
 				return fmt.Errorf("backend %q: %w", b.Name, err)
 			}
@@ -181,7 +180,7 @@ func (o serveOptions) run(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("http endpoint: %w", err)
 		}
-		server := &http.Server{Handler: handler(driver), ReadHeaderTimeout: 10 * time.Second}
+		server := &http.Server{Handler: handler(driver, calls), ReadHeaderTimeout: 10 * time.Second}
 		beside.Go(func() { _ = server.Serve(web) })
 		context.AfterFunc(ctx, func() { server.Close() })
 	}
@@ -195,7 +194,7 @@ func (o serveOptions) run(ctx context.Context) error {
 const defaultState = "/var/lib/abaca/state"
 
 // manila opens a cloud, with the access-key store that nodes read.
-func (o serveOptions) manila(ctx context.Context, c *manilaConfig) (backend.Backend, error) {
+func (o serveOptions) manila(ctx context.Context, c *manilaConfig, observe func(string, int, time.Duration)) (backend.Backend, error) {
 	if err := os.MkdirAll(o.stateDir, 0o700); err != nil {
 		return nil, err
 	}
@@ -203,7 +202,7 @@ func (o serveOptions) manila(ctx context.Context, c *manilaConfig) (backend.Back
 	if err != nil {
 		return nil, err
 	}
-	return manila.Open(ctx, manila.Options{CloudsFile: c.Clouds, Cloud: c.Cloud, Instance: c.Instance, Keys: store, Now: time.Now})
+	return manila.Open(ctx, manila.Options{CloudsFile: c.Clouds, Cloud: c.Cloud, Instance: c.Instance, Keys: store, Now: time.Now, Observe: observe})
 }
 
 func (o serveOptions) nodeAddresses() ([]netip.Addr, error) {
@@ -342,22 +341,4 @@ func socketMode(dir string) (fs.FileMode, error) {
 		return 0o660, nil
 	}
 	return 0o600, nil
-}
-
-// handler serves what is for people and their tools: metrics, health, status.
-func handler(d *csi.Driver) http.Handler {
-	mux := http.NewServeMux()
-	registry := prometheus.NewRegistry()
-	build := prometheus.NewGauge(prometheus.GaugeOpts{Name: "abaca_build_info", Help: "What runs here; the value is 1.",
-		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version(), "restic": restic.PinnedVersion}})
-	build.Set(1)
-	registry.MustRegister(build)
-	if d.Backups != nil {
-		registry.MustRegister(d.Backups)
-		mux.HandleFunc("GET /status", statusOf(d.Backups))
-	}
-	d.Metrics.WithAdditionalRegistry(registry)
-	d.Metrics.RegisterToServer(mux, "/metrics")
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	return mux
 }

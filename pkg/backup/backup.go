@@ -37,6 +37,10 @@ type Backup struct {
 	// while a mover carries it.
 	Snapshot string
 	Files    int64
+	// Host is the claim, or the volume's handle; Summary is restic's own account, nil
+	// while a mover carries it.
+	Host    string
+	Summary *restic.BackupSummary
 	// Failure says why the last attempt failed; empty if none did. Lost says that
 	// there will be no other.
 	Failure string

@@ -72,7 +72,8 @@ type Engine struct {
 }
 
 type listing struct {
-	at      time.Time
+	at      time.Time // when it was made
+	stale   bool      // something is known to have changed since
 	backups []*Backup
 	held    time.Time // until when maintenance holds new backups back
 	// care is what maintenance has left, read from the snapshot careID.
@@ -785,7 +786,7 @@ func (e *Engine) list(ctx context.Context, repository string, age time.Duration)
 	e.mu.Lock()
 	l, ok := e.listings[repository]
 	e.mu.Unlock()
-	if ok && e.Now().Sub(l.at) < age {
+	if ok && !l.stale && e.Now().Sub(l.at) < age {
 		return l.backups, nil
 	}
 	repo, err := e.Repositories.Open(ctx, repository)
@@ -875,7 +876,7 @@ func (e *Engine) forgetListing(repository string) {
 	defer e.mu.Unlock()
 	e.learned++
 	if l, ok := e.listings[repository]; ok {
-		l.at = time.Time{}
+		l.stale = true
 		e.listings[repository] = l
 	}
 }
@@ -884,7 +885,7 @@ func (e *Engine) forgetListing(repository string) {
 func (st *Status) backup() *Backup {
 	b := describe(st.Job)
 	b.Ready, b.Failure, b.Lost = st.Phase == Succeeded, st.Result.Error, st.Result.Reason.Lasting()
-	b.Snapshot = st.Result.Snapshot
+	b.Snapshot, b.Summary = st.Result.Snapshot, st.Result.Backup
 	if st.Result.Backup != nil {
 		b.Files = st.Result.Backup.TotalFiles
 	}
@@ -896,13 +897,13 @@ func describe(job Job) *Backup {
 	if b == nil {
 		return &Backup{ID: job.Task.ID, Repository: job.Task.Repository}
 	}
-	return &Backup{ID: b.Backup, Repository: job.Task.Repository, Name: b.Name, Volume: b.Volume, Size: b.Size, CreatedAt: b.Time}
+	return &Backup{ID: b.Backup, Repository: job.Task.Repository, Name: b.Name, Volume: b.Volume, Size: b.Size, CreatedAt: b.Time, Host: b.Host}
 }
 
 // fromTags reads a backup from its restic snapshot; nil if it is not one of
 // ours.
 func fromTags(repository string, s restic.Snapshot) *Backup {
-	b := &Backup{Repository: repository, CreatedAt: s.Time.Truncate(time.Second), Ready: true, Snapshot: s.ID}
+	b := &Backup{Repository: repository, CreatedAt: s.Time.Truncate(time.Second), Ready: true, Snapshot: s.ID, Host: s.Host, Summary: s.Summary}
 	if s.Summary != nil {
 		b.Files = s.Summary.TotalFiles
 	}

@@ -2,6 +2,7 @@ package backup
 
 import (
 	"context"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -20,8 +21,32 @@ var (
 	descUnfinished = prometheus.NewDesc("abaca_backup_unfinished",
 		"Backups that are not ready: they run, wait for their next attempt after one that failed, or have failed for good.",
 		[]string{"repository", "state"}, nil)
-	descSuccess = prometheus.NewDesc("abaca_backup_last_success_timestamp_seconds",
-		"When the snapshot of the newest backup of a volume was cut, as its repository was last seen.", []string{"repository", "volume"}, nil)
+
+	volumeLabels = []string{"repository", "volume", "claim"}
+	descSuccess  = prometheus.NewDesc("abaca_backup_last_success_timestamp_seconds",
+		"When the snapshot of the newest backup of a volume was cut, as its repository was last seen.", volumeLabels, nil)
+	descDuration = prometheus.NewDesc("abaca_backup_last_duration_seconds", "How long restic took for the newest backup of a volume.", volumeLabels, nil)
+	descBytes    = prometheus.NewDesc("abaca_backup_last_bytes", "Bytes of all files in the newest backup of a volume.", volumeLabels, nil)
+	descAdded    = prometheus.NewDesc("abaca_backup_last_added_bytes", "Bytes by which the repository grew with the newest backup of a volume.", volumeLabels, nil)
+	descInIt     = prometheus.NewDesc("abaca_backup_last_files", "Files in the newest backup of a volume.", volumeLabels, nil)
+	descRead     = prometheus.NewDesc("abaca_backup_last_read_files", "Files that were new or changed in the newest backup of a volume, and so were read.", volumeLabels, nil)
+	descFailed   = prometheus.NewDesc("abaca_backup_last_failed", "1 if the last attempt to back a volume up has failed, and 0 if not.", volumeLabels, nil)
+
+	repositoryLabels = []string{"repository"}
+	descListed       = prometheus.NewDesc("abaca_repository_last_listed_timestamp_seconds", "When a repository was last seen.", repositoryLabels, nil)
+	descBackups      = prometheus.NewDesc("abaca_repository_backups", "Backups in a repository.", repositoryLabels, nil)
+	descSize         = prometheus.NewDesc("abaca_repository_size_bytes", "What the snapshots took in a repository after its last maintenance.", repositoryLabels, nil)
+	descMaintained   = prometheus.NewDesc("abaca_repository_last_maintenance_timestamp_seconds", "When the last maintenance of a repository ended, however it did.", repositoryLabels, nil)
+	descChecked      = prometheus.NewDesc("abaca_repository_last_check_timestamp_seconds", "When the last check of a repository ended that found nothing.", repositoryLabels, nil)
+	descPruned       = prometheus.NewDesc("abaca_repository_last_prune_timestamp_seconds", "When a repository was last pruned.", repositoryLabels, nil)
+	descDamaged      = prometheus.NewDesc("abaca_repository_damaged", "1 if the last check of a repository has found damage, and 0 if not.", repositoryLabels, nil)
+	descCoverage     = prometheus.NewDesc("abaca_repository_read_ratio", "Share of a repository, from 0 to 1, that was read within the stated number of days.", repositoryLabels, nil)
+	descOldest       = prometheus.NewDesc("abaca_repository_oldest_read_timestamp_seconds",
+		"When the part of a repository was last read that was read the longest ago; not before all was read once.", repositoryLabels, nil)
+
+	allDescs = []*prometheus.Desc{descMoved, descToMove, descFiles, descAll, descRate, descEnded, descUnfinished,
+		descSuccess, descDuration, descBytes, descAdded, descInIt, descRead, descFailed,
+		descListed, descBackups, descSize, descMaintained, descChecked, descPruned, descDamaged, descCoverage, descOldest}
 )
 
 // Kind is what a task does: "backup" or "restore".
@@ -34,7 +59,7 @@ func Kind(t mover.Task) string {
 
 // Describe implements prometheus.Collector.
 func (e *Engine) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descMoved, descToMove, descFiles, descAll, descRate, descEnded, descUnfinished, descSuccess} {
+	for _, d := range allDescs {
 		ch <- d
 	}
 }
@@ -71,15 +96,82 @@ func (e *Engine) Collect(ch chan<- prometheus.Metric) {
 	for k, n := range e.ended {
 		ch <- prometheus.MustNewConstMetric(descEnded, prometheus.CounterValue, float64(n), k.kind, k.repository, k.result)
 	}
+	newest := map[volumeKey]*Backup{}
 	for repository, l := range e.listings {
-		newest := map[string]float64{}
 		for _, b := range l.backups {
-			newest[b.Volume] = max(newest[b.Volume], float64(b.CreatedAt.Unix()))
+			if key := keyOf(b); newest[key] == nil || newest[key].CreatedAt.Before(b.CreatedAt) {
+				newest[key] = b
+			}
 		}
-		for volume, at := range newest {
-			gauge(descSuccess, at, repository, volume)
+		e.collectRepository(gauge, repository, l)
+	}
+	failed := map[volumeKey]bool{}
+	for _, st := range jobs {
+		if b := st.backup(); st.Job.Task.Backup != nil && st.Phase == Failed {
+			last := newest[keyOf(b)]
+			failed[keyOf(b)] = failed[keyOf(b)] || last == nil || last.CreatedAt.Before(b.CreatedAt)
 		}
 	}
+	for key, b := range newest {
+		labels := []string{key.repository, key.volume, key.claim}
+		gauge(descSuccess, float64(b.CreatedAt.Unix()), labels...)
+		if _, known := failed[key]; !known {
+			failed[key] = false
+		}
+		if s := b.Summary; s != nil {
+			gauge(descDuration, s.Duration.Seconds(), labels...)
+			gauge(descBytes, float64(s.TotalBytes), labels...)
+			gauge(descAdded, float64(s.DataAddedPacked), labels...)
+			gauge(descInIt, float64(s.TotalFiles), labels...)
+			gauge(descRead, float64(s.FilesNew+s.FilesChanged), labels...)
+		}
+	}
+	for key, is := range failed {
+		gauge(descFailed, number(is), key.repository, key.volume, key.claim)
+	}
+}
+
+// volumeKey is what the metrics of the newest backups are by.
+type volumeKey struct{ repository, volume, claim string }
+
+func keyOf(b *Backup) volumeKey {
+	key := volumeKey{b.Repository, b.Volume, b.Host}
+	if key.claim == key.volume {
+		key.claim = ""
+	}
+	return key
+}
+
+// collectRepository tells what is known of one repository.
+func (e *Engine) collectRepository(gauge func(*prometheus.Desc, float64, ...string), repository string, l listing) {
+	when := func(d *prometheus.Desc, t time.Time) {
+		if !t.IsZero() {
+			gauge(d, float64(t.Unix()), repository)
+		}
+	}
+	when(descListed, l.at)
+	gauge(descBackups, float64(len(l.backups)), repository)
+	if l.care == nil || l.careID == "" {
+		return
+	}
+	when(descMaintained, l.care.Ended)
+	when(descChecked, l.care.Checked)
+	when(descPruned, l.care.Pruned)
+	gauge(descDamaged, number(l.care.Damaged != ""), repository)
+	if l.care.Size > 0 {
+		gauge(descSize, float64(l.care.Size), repository)
+	}
+	if l.care.Read != nil {
+		gauge(descCoverage, l.care.Coverage(e.Now()), repository)
+		when(descOldest, l.care.OldestRead())
+	}
+}
+
+func number(is bool) float64 {
+	if is {
+		return 1
+	}
+	return 0
 }
 
 // stateOf is what abaca_backup_unfinished counts by; empty for a success.

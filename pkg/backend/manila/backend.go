@@ -37,6 +37,10 @@ type Options struct {
 	// Keys is where the keys of CephX ids are put, for the nodes.
 	Keys Keys
 	Now  func() time.Time
+	// Observe is told of each request to Manila's API: the method and the path, with
+	// {id} for what names one object, the HTTP status, 0 if none came, and how long
+	// it took. Nil for nobody.
+	Observe func(call string, status int, took time.Duration)
 	// Poll is how long to wait before the first look at what Manila is doing; 0 is
 	// 300 ms. Later looks are further apart.
 	Poll time.Duration

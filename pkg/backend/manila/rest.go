@@ -297,7 +297,9 @@ func (b *Backend) at(ctx context.Context, method, url string, body, into any, ok
 		if into != nil {
 			o.JSONResponse = &raw
 		}
-		_, err := b.client.Request(ctx, method, url, o)
+		began := b.o.Now()
+		answer, err := b.client.Request(ctx, method, url, o)
+		b.observe(method, url, began, answer, err)
 		if err == nil && into != nil {
 			if json.Unmarshal(raw, into) != nil {
 				return fmt.Errorf("%w (%s %s)", errStrange, method, b.short(url))
@@ -322,6 +324,32 @@ func (b *Backend) at(ctx context.Context, method, url string, body, into any, ok
 		case <-time.After(wait):
 		}
 	}
+}
+
+// observe tells who wants to know of a request that has ended.
+func (b *Backend) observe(method, url string, began time.Time, answer *http.Response, err error) {
+	if b.o.Observe == nil {
+		return
+	}
+	status := 0
+	var refused gophercloud.ErrUnexpectedResponseCode
+	if answer != nil {
+		status = answer.StatusCode
+	} else if errors.As(err, &refused) {
+		status = refused.Actual
+	}
+	// Collections and names take turns; there are a few of the former.
+	steps := strings.Split(b.short(url), "/")
+	for i := 1; i < len(steps); i += 2 {
+		if steps[i] != "detail" {
+			steps[i] = "{id}"
+		}
+	}
+	path := strings.Join(steps, "/")
+	if !strings.HasPrefix(url, b.client.Endpoint) {
+		path = "versions" // of the API, which are at its root
+	}
+	b.o.Observe(method+" "+path, status, b.o.Now().Sub(began))
 }
 
 // short is a URL without what is the same in all.

@@ -1,0 +1,165 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"net/http/httptest"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kubernetes-csi/csi-lib-utils/metrics"
+
+	"github.com/abaca-csi/abaca/pkg/backup"
+	"github.com/abaca-csi/abaca/pkg/csi"
+	"github.com/abaca-csi/abaca/pkg/maintain"
+	"github.com/abaca-csi/abaca/pkg/mover"
+	"github.com/abaca-csi/abaca/pkg/restic"
+)
+
+// watched is a driver of which there is everything to tell: a repository that was
+// maintained, with a backup, and movers in each state.
+type watched struct {
+	backup.Runner
+	restic.Client
+	now       time.Time
+	snapshots []restic.Snapshot
+	record    []byte
+	jobs      []*backup.Status
+}
+
+func (w *watched) Names(context.Context) ([]string, error)                { return []string{"offsite"}, nil }
+func (w *watched) Open(context.Context, string) (restic.Client, error)    { return w, nil }
+func (w *watched) Jobs(context.Context) ([]*backup.Status, error)         { return w.jobs, nil }
+func (w *watched) Dump(context.Context, string, string) ([]byte, error)   { return w.record, nil }
+func (w *watched) Check(context.Context, restic.CheckRequest) error       { return nil }
+func (w *watched) Size(context.Context) (int64, error)                    { return 1 << 30, nil }
+func (w *watched) Prune(context.Context, restic.PruneRequest) error       { return nil }
+func (w *watched) Forget(context.Context, time.Duration, ...string) error { return nil }
+func (w *watched) Snapshots(context.Context, ...string) ([]restic.Snapshot, error) {
+	return w.snapshots, nil
+}
+
+func (w *watched) Backup(_ context.Context, r restic.BackupRequest, _ func(restic.Progress)) (*restic.BackupSummary, error) {
+	text, err := os.ReadFile(r.Dir + "/" + r.Targets[0])
+	w.record = text
+	w.snapshots = append(w.snapshots, restic.Snapshot{ID: "m", Tags: r.Tags, Time: r.Time})
+	return &restic.BackupSummary{}, err
+}
+
+func job(id, volume string, cut time.Time, phase backup.Phase, reason mover.Reason) *backup.Status {
+	return &backup.Status{Phase: phase, Ended: cut, Result: mover.Result{Reason: reason, Error: string(reason)}, Job: backup.Job{Task: mover.Task{ID: id, Repository: "offsite",
+		Backup: &mover.Backup{Backup: id, Volume: volume, Host: "shop/data", Time: cut}}}}
+}
+
+func scrape(t *testing.T, w *watched) string {
+	t.Helper()
+	engine := &backup.Engine{Repositories: w, Runner: w, Now: func() time.Time { return w.now }}
+	if _, err := engine.List(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	driver := &csi.Driver{Backups: engine, Metrics: metrics.NewCSIMetricsManagerForPlugin(csi.DriverName)}
+	driver.Metrics.RecordMetrics("/csi.v1.Node/NodeStageVolume", nil, time.Second)
+	backends := newCalls()
+	backends.of("manila")("GET shares/{id}", 200, time.Second)
+	web := httptest.NewRecorder()
+	handler(driver, backends).ServeHTTP(web, httptest.NewRequest("GET", "/metrics", nil))
+	return web.Body.String()
+}
+
+// newWatched has a repository in which all was read once.
+func newWatched(t *testing.T) *watched {
+	t.Helper()
+	cut := time.Date(2026, 4, 12, 1, 0, 0, 0, time.UTC)
+	w := &watched{now: cut, snapshots: []restic.Snapshot{{ID: "s1", Time: cut, Host: "shop/data", Tags: []string{mover.TagBackup + "b1", mover.TagVolume + "local/v"},
+		Summary: &restic.BackupSummary{TotalFiles: 10, FilesNew: 1, FilesChanged: 2, TotalBytes: 1000, DataAddedPacked: 100, Duration: 90 * time.Second}}}}
+	for range 2 {
+		if result, err := maintain.Run(t.Context(), w, maintain.Options{Check: true, Prune: true, ReadDays: 1, Now: func() time.Time { return w.now }}); err != nil || result.ExitCode() != 0 {
+			t.Fatal(result, err)
+		}
+		w.now = w.now.Add(time.Hour)
+	}
+	w.jobs = []*backup.Status{
+		job("b2", "local/v", cut.Add(time.Hour), backup.Failed, mover.ReasonRepository),
+		job("b3", "local/w", cut.Add(time.Hour), backup.Running, ""),
+	}
+	return w
+}
+
+// TestMetricsAreDocumented: what is served is what docs/monitoring.md says.
+func TestMetricsAreDocumented(t *testing.T) {
+	served := map[string]bool{}
+	text := scrape(t, newWatched(t))
+	for _, m := range regexp.MustCompile(`(?m)^# TYPE (\S+) `).FindAllStringSubmatch(text, -1) {
+		served[m[1]] = true
+	}
+	// It ends with the process that has seen movers end.
+	served["abaca_mover_ended_total"] = true
+	docs, err := os.ReadFile("../../docs/monitoring.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	documented := map[string]bool{}
+	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\|").FindAllStringSubmatch(string(docs), -1) {
+		documented[m[1]] = true
+		if !served[m[1]] {
+			t.Errorf("%s is documented and not served", m[1])
+		}
+	}
+	for name := range served {
+		if !documented[name] && strings.HasPrefix(name, "abaca_") {
+			t.Errorf("%s is served and not in docs/monitoring.md", name)
+		}
+	}
+	if len(documented) < 20 {
+		t.Errorf("%d metrics are documented", len(documented))
+	}
+}
+
+// TestMetrics: the values are those of the newest backup, of the record that
+// maintenance has left, and of the movers.
+func TestMetrics(t *testing.T) {
+	w := newWatched(t)
+	expect := func(wants map[string]bool) {
+		t.Helper()
+		text := scrape(t, w)
+		for line, is := range wants {
+			if strings.Contains(text, line+"\n") != is {
+				t.Errorf("%s: want %v in\n%s", line, is, text)
+			}
+		}
+	}
+	const of = `{claim="shop/data",repository="offsite",volume="local/v"} `
+	expect(map[string]bool{
+		"abaca_backup_last_success_timestamp_seconds" + of + "1.7759556e+09":                       true,
+		"abaca_backup_last_duration_seconds" + of + "90":                                           true,
+		"abaca_backup_last_bytes" + of + "1000":                                                    true,
+		"abaca_backup_last_added_bytes" + of + "100":                                               true,
+		"abaca_backup_last_files" + of + "10":                                                      true,
+		"abaca_backup_last_read_files" + of + "3":                                                  true,
+		"abaca_backup_last_failed" + of + "1":                                                      true,
+		`abaca_backup_unfinished{repository="offsite",state="waiting"} 1`:                          true,
+		`abaca_repository_backups{repository="offsite"} 1`:                                         true,
+		`abaca_repository_damaged{repository="offsite"} 0`:                                         true,
+		`abaca_repository_read_ratio{repository="offsite"} 1`:                                      true,
+		`abaca_repository_size_bytes{repository="offsite"} 1.073741824e+09`:                        true,
+		`abaca_backend_call_seconds_count{backend="manila",call="GET shares/{id}",status="200"} 1`: true,
+	})
+	// A failure before the newest success is over.
+	w.jobs[0].Job.Task.Backup.Time = w.now.Add(-48 * time.Hour)
+	expect(map[string]bool{"abaca_backup_last_failed" + of + "0": true})
+
+	var r map[string]any
+	if err := json.Unmarshal(w.record, &r); err != nil {
+		t.Fatal(err)
+	}
+	r["damaged"] = "pack x"
+	w.record, _ = json.Marshal(r)
+	expect(map[string]bool{`abaca_repository_damaged{repository="offsite"} 1`: true})
+
+	// Of a repository that nobody has maintained there is nothing to say.
+	w.snapshots = w.snapshots[:1]
+	expect(map[string]bool{`abaca_repository_damaged{repository="offsite"} 0`: false, `abaca_repository_backups{repository="offsite"} 1`: true})
+}
