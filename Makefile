@@ -22,7 +22,7 @@ help: ## list the targets
 
 build: bin/abaca bin/restic ## build bin/abaca and the pinned bin/restic (2 CPU minutes, once)
 
-test: deps-test bin/restic bin/helm bin/servers ## run all tests with the race detector (root; installs what it needs)
+test: deps-test bin/restic bin/helm bin/servers bin/promql ## run all tests with the race detector (root; installs what it needs)
 	@go build -o bin/report ./test/report
 	@bin/report -skips hack/skips.txt -limit $(or $(LIMIT),28m) -- -race -count=1 -p 2 -timeout 25m ./...
 
@@ -84,7 +84,7 @@ kube-up: deps-kube-up build ## start a Kubernetes of one node here, with images 
 kube-down: ## stop it (WIPE=1: and remove what was built for it)
 	@e2e/kube/down $(if $(WIPE),--wipe)
 
-.PHONY: deps-build deps-test deps-demo deps-e2e-nfs deps-manila-up deps-kube-up bin/abaca bin/restic bin/helm bin/servers
+.PHONY: deps-build deps-test deps-demo deps-e2e-nfs deps-manila-up deps-kube-up bin/abaca bin/restic bin/helm bin/servers bin/promql
 deps-build deps-test deps-demo deps-e2e-nfs deps-manila-up deps-kube-up: deps-%:
 	@hack/deps $*
 
@@ -101,3 +101,7 @@ bin/helm: deps-build
 
 bin/servers: deps-build
 	@hack/tool hack/servers github.com/restic/rest-server/cmd/rest-server github.com/versity/versitygw/cmd/versitygw
+
+# Prometheus' parser, for the alerts and the dashboard; of a module of its own too.
+bin/promql: deps-build
+	@go build -C hack/promql -o $(CURDIR)/$@ .
