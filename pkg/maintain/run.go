@@ -143,6 +143,9 @@ func Run(ctx context.Context, repo restic.Client, o Options) (Result, error) {
 			return r.prune(working)
 		})
 	}
+	if err := r.forget(working, 0); err != nil {
+		klog.FromContext(ctx).V(1).Info("Old records are left to the next run", "reason", err.Error())
+	}
 	if size, err := repo.Size(working); err == nil {
 		r.record.Size = size
 	} else {
@@ -284,25 +287,34 @@ func (r *run) check(ctx context.Context, e *Entry, blocks []block) error {
 	return nil
 }
 
-// prune drops old records and prunes.
+// prune drops old records, which need the repository too, and prunes.
 func (r *run) prune(ctx context.Context) error {
 	r.Step("pruning")
 	err := r.exclusive(ctx, func(retry time.Duration) error {
-		old := r.old[:max(0, len(r.old)-keptRecords+1)] // this run writes one more
-		ids := make([]string, len(old))
-		for i, s := range old {
-			ids[i] = s.ID
-		}
-		if err := r.repo.Forget(ctx, retry, ids...); err != nil {
+		if err := r.forget(ctx, retry); err != nil {
 			return err
 		}
-		r.old = slices.Clone(r.old[len(old):])
 		return r.repo.Prune(ctx, restic.PruneRequest{MaxUnused: r.MaxUnused, MaxRepackSize: r.MaxRepackSize, RetryLock: retry})
 	})
 	if err == nil {
 		r.record.Pruned = r.Now().UTC().Truncate(time.Second)
 	}
 	return err
+}
+
+// forget drops old records, so that with the one of this run there are as many
+// as are kept.
+func (r *run) forget(ctx context.Context, retry time.Duration) error {
+	old := r.old[:max(0, len(r.old)-keptRecords+1)]
+	ids := make([]string, len(old))
+	for i, s := range old {
+		ids[i] = s.ID
+	}
+	if err := r.repo.Forget(ctx, retry, ids...); err != nil {
+		return err
+	}
+	r.old = r.old[len(old):]
+	return nil
 }
 
 // exclusive does what needs the repository to itself: it queues behind whoever

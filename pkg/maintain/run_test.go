@@ -27,6 +27,7 @@ type fakeRepository struct {
 	files     map[string][]byte
 	errs      map[string][]error
 	log       []string
+	made      int
 	then      map[string]func() // when a method is called
 }
 
@@ -88,7 +89,8 @@ func (f *fakeRepository) Backup(_ context.Context, r restic.BackupRequest, _ fun
 	if err != nil {
 		return nil, err
 	}
-	s := restic.Snapshot{ID: fmt.Sprint("m", len(f.log)), Tags: r.Tags, Time: r.Time, Host: r.Host}
+	f.made++
+	s := restic.Snapshot{ID: fmt.Sprint("m", f.made), Tags: r.Tags, Time: r.Time, Host: r.Host}
 	f.snapshots = append(f.snapshots, s)
 	f.files[s.ID+"/"+r.Targets[0]] = text
 	return &restic.BackupSummary{SnapshotID: s.ID}, nil
@@ -129,9 +131,13 @@ func (b *bench) record(t *testing.T) *Record {
 	return r
 }
 
-func damaged(packs ...string) error {
-	// As restic's own error is: of the kind, with the packs.
-	return fmt.Errorf("%w: %w", restic.ErrDamaged, &restic.Error{Command: "check", Message: "pack x", Packs: packs})
+// damage is as restic's own error: of the kind, with the packs.
+type damage struct{ packs []string }
+
+func damaged(packs ...string) error { return damage{packs} }
+func (d damage) Error() string      { return "repository is damaged: pack x" }
+func (d damage) Unwrap() []error {
+	return []error{restic.ErrDamaged, &restic.Error{Packs: d.packs}}
 }
 
 // TestRun: what a run does in which order, and what it comes to.
@@ -294,10 +300,16 @@ func TestRecord(t *testing.T) {
 	if len(b.snapshots) != keptRecords+1 {
 		t.Errorf("%d snapshots", len(b.snapshots))
 	}
+	b.options.Prune = false // and so without
+	b.run(t)
+	if n := len(records(b.snapshots)); n != keptRecords {
+		t.Errorf("%d records are kept without a prune", n)
+	}
+	b.options.Prune = true
 
 	// A check that finds damage is not one that ended well, and what it read was not
 	// read: the next one reads it again, however soon that is.
-	checked := r.Checked
+	checked := b.record(t).Checked
 	b.now = b.now.Add(2 * day)
 	b.errs["check"] = []error{damaged("p"), damaged("p")}
 	b.run(t)
