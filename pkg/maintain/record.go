@@ -46,9 +46,8 @@ const (
 	keptRecords = 3
 )
 
-// Latest is the record of a repository's newest maintenance, and the id of its
-// restic snapshot, which are those of the repository or more. Without any the
-// record is empty. With an error, so it is: the record cannot be read.
+// Latest is the record of the newest maintenance, given the snapshots of a
+// repository; an empty one if there was none, and with an error.
 func Latest(ctx context.Context, c restic.Client, snapshots []restic.Snapshot) (*Record, error) {
 	all := records(snapshots)
 	if len(all) == 0 {
@@ -66,7 +65,7 @@ func Latest(ctx context.Context, c restic.Client, snapshots []restic.Snapshot) (
 	return r, nil
 }
 
-// LatestID is the id of the restic snapshot that Latest would read, or empty.
+// LatestID is the id of the restic snapshot that Latest reads, or empty.
 func LatestID(snapshots []restic.Snapshot) string {
 	if all := records(snapshots); len(all) > 0 {
 		return all[len(all)-1].ID
