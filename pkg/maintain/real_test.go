@@ -100,9 +100,8 @@ func (s *site) packs() []string {
 	return packs
 }
 
-// stop starts restic and halts it when it has the repository's lock. The
-// function that it returns lets it go on, and waits for its end.
-func (s *site) stop(args ...string) (goOn func()) {
+// stop starts restic and halts it when it has the repository's lock.
+func (s *site) stop(args ...string) *exec.Cmd {
 	s.t.Helper()
 	cmd := exec.Command(s.env[3], args...)
 	cmd.Env = s.env[:3]
@@ -122,11 +121,14 @@ func (s *site) stop(args ...string) (goOn func()) {
 	if s.locks() == 0 {
 		s.t.Fatal("it was too fast")
 	}
-	return func() {
-		s.t.Helper()
-		if err := errors.Join(cmd.Process.Signal(syscall.SIGCONT), cmd.Wait()); err != nil {
-			s.t.Error(err)
-		}
+	return cmd
+}
+
+// goOn lets what was halted go on, and waits for its end.
+func (s *site) goOn(cmd *exec.Cmd) {
+	s.t.Helper()
+	if err := errors.Join(cmd.Process.Signal(syscall.SIGCONT), cmd.Wait()); err != nil {
+		s.t.Error(err)
 	}
 }
 
@@ -249,7 +251,7 @@ func TestPruneWaits(t *testing.T) {
 	if err := s.Forget(t.Context(), 0, gone); err != nil {
 		t.Fatal(err)
 	}
-	goOn := s.stop("backup", "--tag", "running", "file")
+	running := s.stop("backup", "--tag", "running", "file")
 	ran := make(chan Result, 1)
 	go func() { ran <- s.run() }()
 	for s.held().IsZero() {
@@ -268,7 +270,7 @@ func TestPruneWaits(t *testing.T) {
 		t.Fatal("it did not wait")
 	case <-time.After(3 * time.Second):
 	}
-	goOn()
+	s.goOn(running)
 	result := <-ran
 	if result.ExitCode() != ExitOK {
 		t.Errorf("%+v", result)
@@ -329,7 +331,7 @@ func TestBackupWaits(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	s.backup("b1", 1)
-	goOn := s.stop("prune")
+	pruning := s.stop("prune")
 	moved := make(chan mover.Result, 1)
 	go func() { moved <- s.move("new") }()
 	select {
@@ -337,7 +339,7 @@ func TestBackupWaits(t *testing.T) {
 		t.Fatalf("a backup did not wait for a prune: %+v", m)
 	case <-time.After(4 * time.Second):
 	}
-	goOn()
+	s.goOn(pruning)
 	if m := <-moved; m.Error != "" {
 		t.Error(m.Error)
 	}
@@ -358,6 +360,28 @@ func TestBackupWaits(t *testing.T) {
 	}
 	if err := <-checked; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestKilledPrune: a prune that was killed leaves a lock, which the next run
+// removes, and goes on.
+func TestKilledPrune(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.backup("b1", 1)
+	pruning := s.stop("prune")
+	if err := pruning.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = pruning.Wait()
+	if s.locks() != 1 {
+		t.Fatalf("%d locks", s.locks())
+	}
+	if result := s.run(); result.ExitCode() != ExitOK {
+		t.Errorf("%+v", result)
+	}
+	if s.locks() != 0 || !s.held().IsZero() {
+		t.Errorf("%d locks, held until %s", s.locks(), s.held())
 	}
 }
 
