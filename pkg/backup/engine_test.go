@@ -12,7 +12,6 @@ import (
 
 	"github.com/abaca-csi/abaca/pkg/backend"
 	"github.com/abaca-csi/abaca/pkg/backend/memory"
-	"github.com/abaca-csi/abaca/pkg/mount"
 	"github.com/abaca-csi/abaca/pkg/mover"
 	"github.com/abaca-csi/abaca/pkg/restic"
 )
@@ -21,7 +20,9 @@ import (
 type fakeRunner struct {
 	jobs   map[string]*Status
 	starts int
-	now    func() time.Time
+	// mounted is why what a mover had mounted is still there.
+	mounted error
+	now     func() time.Time
 }
 
 func (r *fakeRunner) Start(ctx context.Context, job Job, may func(context.Context) error) error {
@@ -60,6 +61,8 @@ func (r *fakeRunner) Stop(_ context.Context, id string) error {
 	}
 	return nil
 }
+
+func (r *fakeRunner) Release(context.Context, string) error { return r.mounted }
 
 func (r *fakeRunner) Remove(_ context.Context, id string) error {
 	delete(r.jobs, id)
@@ -362,7 +365,7 @@ func TestUnreadableSnapshotsOfOthers(t *testing.T) {
 // A restore that is not wanted any more does not begin.
 func TestRestoreIsAskedForUnderItsLock(t *testing.T) {
 	b := newBench(t)
-	req := RestoreRequest{ID: "restore-x", Repository: "offsite", Backup: "one", Wanted: func(context.Context) error { return backend.ErrConflict }}
+	req := RestoreRequest{ID: "restore-x", Repository: "offsite", Backup: "one", Backend: "mem", Share: b.share.ID, Wanted: func(context.Context) error { return backend.ErrConflict }}
 	if _, err := b.Restore(t.Context(), req); !errors.Is(err, backend.ErrConflict) || b.runner.starts != 0 {
 		t.Errorf("%v, %d movers", err, b.runner.starts)
 	}
@@ -461,7 +464,7 @@ func TestRunFinishesWhatNobodyAsksFor(t *testing.T) {
 
 func TestRestore(t *testing.T) {
 	b := newBench(t)
-	req := RestoreRequest{ID: "restore-x", Repository: "offsite", Backup: "one", Target: mount.Source{Protocol: "bind", Locations: []string{"/x"}}, Wanted: always}
+	req := RestoreRequest{ID: "restore-x", Repository: "offsite", Backup: "one", Backend: "mem", Share: b.share.ID, Wanted: always}
 	if st, err := b.Restore(t.Context(), req); err != nil || st.Phase != Running {
 		t.Fatalf("%+v, %v", st, err)
 	}

@@ -45,11 +45,7 @@ func (d *Driver) createFromBackup(ctx context.Context, c creation, s Snapshot) (
 			return nil, err
 		}
 	}
-	restore, target := restoreID(share), backend.Target{ShareID: share.ID}
-	at, err := engine.Export(ctx, c.backend, target, restore, false)
-	if err != nil {
-		return nil, err
-	}
+	restore := restoreID(share)
 	// Another controller may finish, or give up, what this one waits for.
 	draft := func(ctx context.Context) error {
 		now, err := c.backend.Share(ctx, share.ID)
@@ -60,7 +56,7 @@ func (d *Driver) createFromBackup(ctx context.Context, c creation, s Snapshot) (
 	}
 	st, err := d.awaitRestore(ctx, engine, backup.RestoreRequest{
 		ID: restore, Repository: s.Repository, Backup: s.Backup, Volume: Volume{Backend: c.backendName, Share: share.ID}.String(),
-		Name: c.name, Target: at, Wanted: draft})
+		Name: c.name, Backend: c.backendName, Share: share.ID, Wanted: draft})
 	if errors.Is(err, backup.ErrFailed) || errors.Is(err, backend.ErrExhausted) {
 		// Final: the orchestrator may never come back, so nothing stays.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTimeout)
@@ -68,16 +64,13 @@ func (d *Driver) createFromBackup(ctx context.Context, c creation, s Snapshot) (
 		if gone := draft(ctx); gone != nil {
 			return nil, errors.Join(err, gone)
 		}
-		return nil, errors.Join(err, c.backend.DeleteShare(ctx, share.ID))
+		return nil, errors.Join(err, deleteUnused(ctx, c.backend, share.ID))
 	}
 	if err != nil {
 		return nil, err
 	}
 	if st.Phase != backup.Succeeded {
 		return nil, fmt.Errorf("volume %q is being restored: %s: %w", c.name, percentage(st), backend.ErrPending)
-	}
-	if err := c.backend.Unexport(ctx, target, restore); err != nil {
-		return nil, err
 	}
 	if err := c.backend.CommitShare(ctx, share.ID); err != nil {
 		return nil, err
@@ -86,6 +79,22 @@ func (d *Driver) createFromBackup(ctx context.Context, c creation, s Snapshot) (
 		return nil, err
 	}
 	return answerShare(c, share), nil
+}
+
+// deleteUnused deletes a share as soon as the node that had it mounted has taken
+// it off.
+func deleteUnused(ctx context.Context, b backend.Backend, id string) error {
+	for {
+		err := b.DeleteShare(ctx, id)
+		if !errors.Is(err, backend.ErrInUse) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(restorePoll):
+		}
+	}
 }
 
 // errNoDraft asks the orchestrator to call again, and see what the share is now.
@@ -132,6 +141,9 @@ func (d *Driver) awaitRestore(ctx context.Context, engine *backup.Engine, req ba
 
 func percentage(st *backup.Status) string {
 	p := st.Progress
+	if st.Trouble != "" {
+		return st.Trouble
+	}
 	if p.BytesTotal == 0 {
 		return "0 %"
 	}
