@@ -198,6 +198,11 @@ func (c *cluster) install() {
 		"backends":       []any{map[string]any{"name": "local", "local": map[string]any{"node": node, "size": "8Gi"}}},
 		"repositories":   []any{map[string]any{"name": "offsite", "secretName": "offsite"}},
 		"storageClasses": []any{map[string]any{"name": "abaca"}},
+		// The repository is a directory of the node.
+		"movers": map[string]any{
+			"volumes":      []any{map[string]any{"name": "offsite", "hostPath": map[string]any{"path": filepath.Join(data, "offsite"), "type": "DirectoryOrCreate"}}},
+			"volumeMounts": []any{map[string]any{"name": "offsite", "mountPath": filepath.Join(data, "offsite")}},
+		},
 	})
 	file := filepath.Join(c.TempDir(), "values.yaml")
 	if err = errors.Join(err, os.WriteFile(file, values, 0o600)); err != nil {
