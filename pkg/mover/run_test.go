@@ -68,7 +68,10 @@ func (f *fakeRepository) Init(context.Context) error {
 	}
 	return err
 }
-func (f *fakeRepository) Unlock(context.Context) error      { return f.say("unlock") }
+func (f *fakeRepository) Unlock(context.Context) error { return f.say("unlock") }
+func (f *fakeRepository) UnlockHost(context.Context, string) error {
+	return f.say("unlock host")
+}
 func (f *fakeRepository) RepairIndex(context.Context) error { return f.say("repair") }
 func (f *fakeRepository) Check(context.Context) error       { return f.say("check") }
 

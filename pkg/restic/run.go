@@ -61,7 +61,7 @@ func (r *Repository) run(ctx context.Context, dir string, line func([]byte), arg
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Setpgid:   true, // a terminal's ^C reaches us, and restic through ctx
-		Pdeathsig: syscall.SIGKILL,
+		Pdeathsig: syscall.SIGKILL, Cloneflags: r.apart,
 	}
 	// The kernel sends Pdeathsig when the thread that forked ends, so that
 	// thread must live for as long as restic does.
