@@ -272,7 +272,7 @@ func (o serveOptions) engine(backends map[string]backend.Backend, node backend.N
 	}
 	engine := &backup.Engine{Backends: backends, Repositories: repositories, Now: time.Now, Tick: time.Second}
 	if o.movers != "" {
-		jobs, err := o.jobs()
+		jobs, err := o.jobs(repositories)
 		engine.Runner = jobs
 		return engine, jobs, err
 	}
@@ -290,7 +290,7 @@ func (o serveOptions) engine(backends map[string]backend.Backend, node backend.N
 }
 
 // jobs runs movers as Jobs, of the PodTemplate that --movers names.
-func (o serveOptions) jobs() (*kube.Runner, error) {
+func (o serveOptions) jobs(repositories backup.Repositories) (*kube.Runner, error) {
 	text, ok := strings.CutPrefix(o.movers, "podtemplate:")
 	namespace, name, also := strings.Cut(text, "/")
 	if !ok || !also || namespace == "" || name == "" || strings.Contains(name, "/") {
@@ -300,7 +300,8 @@ func (o serveOptions) jobs() (*kube.Runner, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--movers %s: %w", o.movers, err)
 	}
-	return &kube.Runner{Client: client, Namespace: namespace, Template: name, Driver: csi.DriverName, Handle: csi.MoverHandle, Now: time.Now}, nil
+	return &kube.Runner{Client: client, Namespace: namespace, Template: name, Driver: csi.DriverName, Handle: csi.MoverHandle,
+		Repositories: repositories, Now: time.Now}, nil
 }
 
 // state makes a directory for one kind of records.

@@ -102,7 +102,7 @@ func (r *Runner) volumeOf(meta metav1.ObjectMeta, job backup.Job) (*corev1.Persi
 }
 
 // podOf fills the template in for one job.
-func podOf(template *corev1.PodTemplate, claim string, job backup.Job) (*corev1.PodTemplateSpec, error) {
+func podOf(template *corev1.PodTemplate, name string, job backup.Job) (*corev1.PodTemplateSpec, error) {
 	secret, ok := template.Annotations[Repository+job.Task.Repository]
 	if !ok {
 		return nil, fmt.Errorf("repository %q: PodTemplate %s names no Secret for it: %w", job.Task.Repository, template.Name, backend.ErrNotFound)
@@ -120,6 +120,7 @@ func podOf(template *corev1.PodTemplate, claim string, job backup.Job) (*corev1.
 		pod.Labels = map[string]string{}
 	}
 	pod.Labels[Mover] = job.Task.ID
+	pod.Spec.Hostname = name // restic's locks bear it, and no other pod ever has it
 	pod.Spec.RestartPolicy = corev1.RestartPolicyNever
 	pod.Spec.AutomountServiceAccountToken = new(false)
 	if job.Node != "" {
@@ -133,7 +134,7 @@ func podOf(template *corev1.PodTemplate, claim string, job backup.Job) (*corev1.
 	}
 	pod.Spec.Volumes = append(pod.Spec.Volumes,
 		corev1.Volume{Name: "volume", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}},
-		corev1.Volume{Name: "data", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim, ReadOnly: readOnly}}},
+		corev1.Volume{Name: "data", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: name, ReadOnly: readOnly}}},
 		corev1.Volume{Name: "repository", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: secret, DefaultMode: new(int32(0o400))}}})
 	c := &pod.Spec.Containers[i]
 	c.Args = append(c.Args, "--repository="+folder)

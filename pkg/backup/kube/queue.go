@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -23,18 +24,31 @@ import (
 // left behind by somebody who was killed between making and recording them.
 const orphanAge = 5 * time.Minute
 
+const (
+	// sweepEvery is how often one looks for them.
+	sweepEvery = time.Minute
+	// startAge is how long a pod may take to start before another is made, after
+	// the template as it is then.
+	startAge = 10 * time.Minute
+)
+
 // Run lets movers run as others end, and removes what was left behind, until ctx
 // ends. Several controllers may do so at once.
 func (r *Runner) Run(ctx context.Context, every time.Duration) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	for said := ""; ; {
+	said := ""
+	for swept := r.Now(); ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		err := errors.Join(r.admit(ctx), r.sweep(ctx))
+		err := r.admit(ctx)
+		if r.Now().Sub(swept) > sweepEvery {
+			swept = r.Now()
+			err = errors.Join(err, r.sweep(ctx))
+		}
 		if err != nil && ctx.Err() == nil && said != err.Error() {
 			klog.FromContext(ctx).Error(err, "Looking after movers")
 			said = err.Error()
@@ -154,8 +168,8 @@ func number(t *corev1.PodTemplate, annotation string) (int, error) {
 	return n, nil
 }
 
-// sweep removes objects that no record names, and claims that nobody has come
-// back to.
+// sweep removes objects that no record names, claims that nobody has come back to,
+// and Jobs whose pods do not start.
 func (r *Runner) sweep(ctx context.Context) error {
 	all := metav1.ListOptions{LabelSelector: Mover}
 	volumes, err := r.Client.CoreV1().PersistentVolumes().List(ctx, all)
@@ -187,6 +201,17 @@ func (r *Runner) sweep(ctx context.Context) error {
 	}
 	for _, j := range s.jobs {
 		old(j.ObjectMeta)
+	}
+	for id, pods := range s.pods {
+		for _, p := range pods {
+			if job := p.Labels[batchv1.JobNameLabel]; p.Status.Phase == corev1.PodPending && r.Now().Sub(p.CreationTimestamp.Time) > startAge && s.jobs[job] != nil {
+				klog.FromContext(ctx).Info("Mover's pod does not start; another will be made", "task", id, "pod", p.Name, "reason", r.trouble(ctx, &p))
+				err := r.Client.BatchV1().Jobs(r.Namespace).Delete(ctx, job, metav1.DeleteOptions{PropagationPolicy: new(metav1.DeletePropagationForeground)})
+				if err != nil && !apierrors.IsNotFound(err) {
+					return kind(err, "remove mover %s", id)
+				}
+			}
+		}
 	}
 	for name, id := range orphans {
 		klog.FromContext(ctx).Info("Removing objects of a mover that were left behind", "task", id, "name", name)

@@ -32,6 +32,9 @@ type record struct {
 	Result  mover.Result `json:"result"`
 	Trouble string       `json:"trouble,omitempty"`
 	Ended   time.Time    `json:"ended"`
+	// Unlocked says that no lock of the attempt is left in the repository, if it
+	// may have left one.
+	Unlocked bool `json:"unlocked,omitempty"`
 
 	version string // of the ConfigMap
 }
@@ -41,6 +44,11 @@ func (r *record) claimed() bool { return r.UID == "" && r.Phase == "" }
 // end makes the attempt one that is over.
 func (r *record) end(st *backup.Status) {
 	r.Phase, r.Result, r.Trouble, r.Ended = st.Phase, st.Result, st.Trouble, st.Ended
+}
+
+// abrupt says that a mover may have ended without removing its lock.
+func (r *record) abrupt() bool {
+	return r.Phase == backup.Interrupted || r.Result.Reason == mover.ReasonDeleted || r.Result.Reason == mover.ReasonStopped
 }
 
 func (r *record) status() *backup.Status {

@@ -28,6 +28,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/klog/v2"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
 	"github.com/abaca-csi/abaca/pkg/backup"
@@ -38,6 +39,8 @@ const (
 	// claimAge is how long a claim counts as being asked about.
 	claimAge  = 30 * time.Second
 	pollEvery = 200 * time.Millisecond
+	// unlockTimeout bounds what is asked of a repository after a mover's death.
+	unlockTimeout = 30 * time.Second
 )
 
 // Runner implements [backup.Runner]. It needs the verbs get, list, create, update
@@ -56,7 +59,10 @@ type Runner struct {
 	// what a mover reads or fills.
 	Driver string
 	Handle func(backup.Job) string
-	Now    func() time.Time
+	// Repositories are those that movers write to. A mover that ended without a
+	// word leaves locks, which bear the name of its attempt as their host.
+	Repositories backup.Repositories
+	Now          func() time.Time
 }
 
 var _ backup.Runner = (*Runner)(nil)
@@ -206,7 +212,7 @@ func (r *Runner) end(ctx context.Context, id string, deleted bool) (*record, err
 			return nil, err
 		}
 	}
-	return rec, r.clear(ctx, id)
+	return rec, r.clear(ctx, rec)
 }
 
 // release writes down how a job has ended, and takes away its objects.
@@ -228,12 +234,37 @@ func (r *Runner) release(ctx context.Context, id string) (*record, error) {
 			return nil, err
 		}
 	}
-	return rec, r.clear(ctx, id)
+	return rec, r.clear(ctx, rec)
 }
 
 // clear removes all objects of a job that has ended, but its record, and waits
-// until they are gone: then nothing of it is mounted or attached anywhere.
-func (r *Runner) clear(ctx context.Context, id string) error {
+// until they are gone: then nothing of it is mounted or attached anywhere. Only
+// then its locks are those of a process that is gone.
+func (r *Runner) clear(ctx context.Context, rec *record) error {
+	if err := r.gone(ctx, rec.Job.Task.ID); err != nil || rec.Unlocked || !rec.abrupt() || rec.UID == "" {
+		return err
+	}
+	rec.Unlocked = true
+	if err := r.unlock(ctx, rec); err != nil {
+		// Nobody has to wait for a repository that is not there; its locks are
+		// stale in half an hour.
+		klog.FromContext(ctx).Error(err, "Locks of a mover that is gone may be left", "task", rec.Job.Task.ID, "repository", rec.Job.Task.Repository)
+	}
+	return r.write(ctx, rec)
+}
+
+func (r *Runner) unlock(ctx context.Context, rec *record) error {
+	repository, err := r.Repositories.Open(ctx, rec.Job.Task.Repository)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, unlockTimeout)
+	defer cancel()
+	return repository.UnlockHost(ctx, rec.Name)
+}
+
+// gone tells the objects of a job to go, and waits until they are gone.
+func (r *Runner) gone(ctx context.Context, id string) error {
 	if err := r.unmake(ctx, id, ""); err != nil {
 		return err
 	}
@@ -297,7 +328,6 @@ func waiting(ctx context.Context, err error, id string) error {
 func (r *Runner) unmake(ctx context.Context, id, name string) error {
 	of := metav1.ListOptions{LabelSelector: Mover + "=" + id}
 	meant := func(o string) bool { return name == "" || o == name }
-	foreground := metav1.DeletePropagationForeground
 	jobs, err := r.Client.BatchV1().Jobs(r.Namespace).List(ctx, of)
 	if err != nil {
 		return kind(err, "objects of mover %s", id)
@@ -318,7 +348,7 @@ func (r *Runner) unmake(ctx context.Context, id, name string) error {
 	}
 	for _, j := range jobs.Items {
 		if meant(j.Name) && j.DeletionTimestamp == nil {
-			gone(r.Client.BatchV1().Jobs(r.Namespace).Delete(ctx, j.Name, metav1.DeleteOptions{PropagationPolicy: &foreground}))
+			gone(r.Client.BatchV1().Jobs(r.Namespace).Delete(ctx, j.Name, metav1.DeleteOptions{PropagationPolicy: new(metav1.DeletePropagationForeground)}))
 		}
 	}
 	for _, c := range claims.Items {
