@@ -307,7 +307,7 @@ func (e *Engine) restart(ctx context.Context, st *Status, recover bool) error {
 		job.Task.Backup = &task
 	}
 	klog.FromContext(ctx).Info("Mover starts again", "task", job.Task.ID, "attempt", job.Attempt, "phase", st.Phase,
-		"error", st.Result.Error)
+		"error", cmp.Or(st.Result.Error, st.Trouble))
 	same := func(ctx context.Context) error {
 		now, err := e.Runner.Status(ctx, job.Task.ID)
 		if err == nil && now.Job.Attempt != st.Job.Attempt {

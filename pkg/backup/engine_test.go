@@ -379,6 +379,44 @@ func TestRestoreIsAskedForUnderItsLock(t *testing.T) {
 	}
 }
 
+// What a mover used is not taken from under it, and why it does not get on is said.
+func TestReleaseComesFirst(t *testing.T) {
+	b := newBench(t)
+	if _, err := b.Backup(t.Context(), b.request("one")); err != nil {
+		t.Fatal(err)
+	}
+	b.runner.jobs["one"].Trouble = "no node takes its pod"
+	if _, err := b.Backup(t.Context(), b.request("one")); !errors.Is(err, backend.ErrUnavailable) || !strings.Contains(err.Error(), "no node takes") {
+		t.Errorf("while it does not get on: %v", err)
+	}
+	b.runner.mounted = backend.ErrPending
+	b.end("one", mover.Result{Snapshot: "s1"})
+	if err := b.look(t.Context(), "one"); !errors.Is(err, backend.ErrPending) || b.snapshots() != 1 {
+		t.Errorf("its snapshot is removed while it is mounted: %v", err)
+	}
+	req := RestoreRequest{ID: "restore-x", Repository: "offsite", Backup: "one", Backend: "mem", Share: b.share.ID, Wanted: always}
+	if _, err := b.Restore(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	b.runner.jobs[req.ID].Phase = Succeeded
+	if _, err := b.Restore(t.Context(), req); !errors.Is(err, backend.ErrPending) {
+		t.Errorf("restored while it is mounted: %v", err)
+	}
+	if _, err := b.backend.ExportOf(t.Context(), req.ID); err != nil {
+		t.Errorf("the hold ended while it is mounted: %v", err)
+	}
+	b.runner.mounted = nil
+	if _, err := b.Restore(t.Context(), req); err != nil {
+		t.Error(err)
+	}
+	if _, err := b.backend.ExportOf(t.Context(), req.ID); !errors.Is(err, backend.ErrNotFound) {
+		t.Errorf("the hold is left: %v", err)
+	}
+	if err := b.look(t.Context(), "one"); err != nil || b.snapshots() != 0 {
+		t.Errorf("left: %d snapshots, %v", b.snapshots(), err)
+	}
+}
+
 func TestBackoff(t *testing.T) {
 	for attempt, want := range map[int]time.Duration{1: 5 * time.Second, 2: 10 * time.Second, 3: 20 * time.Second, 50: 5 * time.Minute} {
 		if got := backoff(attempt); got != want {

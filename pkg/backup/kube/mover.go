@@ -39,13 +39,19 @@ type Args struct {
 // there for the exit code.
 func Move(ctx context.Context, a Args, mounts mount.Interface, now func() time.Time) error {
 	result := move(ctx, a, mounts, now)
-	if err := os.WriteFile(messageFile, message(result), 0o600); err != nil {
-		return fmt.Errorf("say how it ended: %w", err)
-	}
+	var failed error
 	if result.Error != "" {
-		return errors.New(result.Error)
+		failed = errors.New(result.Error)
 	}
-	return nil
+	f, err := os.OpenFile(messageFile, os.O_WRONLY|os.O_TRUNC, 0)
+	if err == nil {
+		_, err = f.Write(message(result))
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		err = fmt.Errorf("say how it ended: %w", err)
+	}
+	return errors.Join(failed, err)
 }
 
 func move(ctx context.Context, a Args, mounts mount.Interface, now func() time.Time) mover.Result {

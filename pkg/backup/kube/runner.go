@@ -16,6 +16,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -292,11 +293,9 @@ func (r *Runner) left(ctx context.Context, id string) (string, error) {
 	if err != nil {
 		return "", waiting(ctx, err, id)
 	}
-	for _, p := range pods.Items {
-		if why := r.lost(&p); why != "" {
-			return why, nil
-		}
-		return fmt.Sprintf("pod %s on node %q", p.Name, p.Spec.NodeName), nil
+	if len(pods.Items) > 0 {
+		p := &pods.Items[0]
+		return cmp.Or(r.lost(p), fmt.Sprintf("pod %s on node %q", p.Name, p.Spec.NodeName)), nil
 	}
 	if len(jobs.Items) > 0 {
 		return "Job " + jobs.Items[0].Name, nil
