@@ -273,7 +273,7 @@ func (o serveOptions) engine(backends map[string]backend.Backend, node backend.N
 	engine := &backup.Engine{Backends: backends, Repositories: repositories, Now: time.Now, Tick: time.Second}
 	if o.movers != "" {
 		jobs, err := o.jobs(repositories)
-		engine.Runner = jobs
+		engine.Runner, engine.Tick = jobs, 2*time.Second // each look is some requests
 		return engine, jobs, err
 	}
 	self, err := os.Executable()
