@@ -36,6 +36,10 @@ func start(t *testing.T) *cluster {
 	c := &cluster{t, dir}
 	t.Setenv("KUBECONFIG", filepath.Join(dir, "cluster", "kubeconfig"))
 	t.Setenv("PATH", filepath.Join(dir, "bin")+":"+os.Getenv("PATH"))
+	if out, err := c.try("", "kubectl", "create", "namespace", namespace); err != nil && !strings.Contains(out, "already exists") {
+		c.Fatal(out)
+	}
+	c.kubectl("label --overwrite namespace " + namespace + " pod-security.kubernetes.io/enforce=privileged")
 	return c
 }
 
@@ -212,10 +216,6 @@ func (c *cluster) install(more map[string]any) {
 	if err = errors.Join(err, os.WriteFile(file, values, 0o600)); err != nil {
 		c.Fatal(err)
 	}
-	if out, err := c.try("", "kubectl", "create", "namespace", namespace); err != nil && !strings.Contains(out, "already exists") {
-		c.Fatal(out)
-	}
-	c.kubectl("label --overwrite namespace " + namespace + " pod-security.kubernetes.io/enforce=privileged")
 	c.secret("offsite", "RESTIC_PASSWORD=horse", "RESTIC_REPOSITORY="+c.data("offsite"))
 	c.run("helm", "upgrade", "--install", "abaca", filepath.Join(root, "deploy/charts/abaca"), "--namespace", namespace, "--values", file)
 	c.rolledOut()

@@ -89,8 +89,8 @@ func (c *cluster) nothingLeft() {
 	c.Errorf("snapshots are left: %v", left)
 }
 
-// TestMovers: what can happen to a mover, with two controllers. Movers are slow
-// here, so that there is a middle.
+// TestMovers: what can happen to a mover, with two controllers and volumes that are
+// attached. Movers are slow here, so that there is a middle.
 func TestMovers(t *testing.T) {
 	c := start(t)
 	c.secret("wrong", "RESTIC_PASSWORD=donkey", "RESTIC_REPOSITORY="+c.data("offsite"))
@@ -100,6 +100,7 @@ func TestMovers(t *testing.T) {
 	}
 	c.install(map[string]any{
 		"controller":   map[string]any{"replicas": 2},
+		"csiDriver":    map[string]any{"attachRequired": true},
 		"repositories": []any{map[string]any{"name": "offsite", "secretName": "offsite"}, map[string]any{"name": "wrong", "secretName": "wrong"}, map[string]any{"name": "incomplete", "secretName": "incomplete"}},
 		"snapshotClasses": []any{class("abaca-backup", "offsite"), class("wrong", "wrong"), class("incomplete", "incomplete"),
 			map[string]any{"name": "abaca-snapshot", "type": "snapshot"}},
@@ -112,7 +113,7 @@ func TestMovers(t *testing.T) {
 	fill := func(name string) string {
 		return c.exec("writer", "dd if=/dev/urandom of=/data/"+name+" bs=1M count=24 2>/dev/null; sync; sha256sum </data/"+name)
 	}
-	sum := fill("first")
+	fill("first")
 
 	// The pod is deleted without grace, twice, and then its process killed: other
 	// movers take over, one at a time.
@@ -127,7 +128,7 @@ func TestMovers(t *testing.T) {
 	c.nothingLeft()
 
 	// Both controllers are killed: the mover goes on.
-	sum = fill("first")
+	sum := fill("first")
 	c.snapshot("second", "abaca-backup")
 	first = c.mover()
 	c.kubectl("delete pods --force --grace-period=0 -l app.kubernetes.io/component=controller -n " + namespace)
