@@ -42,7 +42,7 @@ func (r *Runner) look(ctx context.Context, rec *record) (*backup.Status, error) 
 	if err != nil {
 		return nil, kind(err, "Job of mover %s", id)
 	}
-	pods, err := r.Client.CoreV1().Pods(r.Namespace).List(ctx, metav1.ListOptions{LabelSelector: Mover + "=" + id})
+	pods, err := r.Client.CoreV1().Pods(r.Namespace).List(ctx, metav1.ListOptions{LabelSelector: Attempt + "=" + rec.Name})
 	if err != nil {
 		return nil, kind(err, "pods of mover %s", id)
 	}

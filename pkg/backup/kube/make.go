@@ -48,8 +48,8 @@ func (r *Runner) template(ctx context.Context) (*corev1.PodTemplate, error) {
 
 // make makes the objects of an attempt, unless they are there, and returns their
 // name and the UID of the Job, which does not run yet.
-func (r *Runner) make(ctx context.Context, template *corev1.PodTemplate, job backup.Job) (string, types.UID, error) {
-	name, err := attemptName(job)
+func (r *Runner) make(ctx context.Context, template *corev1.PodTemplate, job backup.Job, version string) (string, types.UID, error) {
+	name, err := attemptName(job, version)
 	if err != nil {
 		return "", "", err
 	}
@@ -57,7 +57,7 @@ func (r *Runner) make(ctx context.Context, template *corev1.PodTemplate, job bac
 	if err != nil {
 		return "", "", err
 	}
-	meta := metav1.ObjectMeta{Name: name, Labels: map[string]string{Mover: job.Task.ID}}
+	meta := metav1.ObjectMeta{Name: name, Labels: map[string]string{Mover: job.Task.ID, Attempt: name}}
 	volume, claim := r.volumeOf(meta, job)
 	if _, err := r.Client.CoreV1().PersistentVolumes().Create(ctx, volume, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
 		return "", "", kind(err, "PersistentVolume of mover %s", job.Task.ID)
@@ -119,7 +119,7 @@ func podOf(template *corev1.PodTemplate, name string, job backup.Job) (*corev1.P
 	if pod.Labels == nil {
 		pod.Labels = map[string]string{}
 	}
-	pod.Labels[Mover] = job.Task.ID
+	pod.Labels[Mover], pod.Labels[Attempt] = job.Task.ID, name
 	pod.Spec.Hostname = name // restic's locks bear it, and no other pod ever has it
 	pod.Spec.RestartPolicy = corev1.RestartPolicyNever
 	pod.Spec.AutomountServiceAccountToken = new(false)

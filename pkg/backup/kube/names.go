@@ -13,6 +13,8 @@ import (
 const (
 	// Mover is the label of all objects of a mover; its value is the job's id.
 	Mover = "abaca-csi.github.io/mover"
+	// Attempt is the label of the objects of one attempt; its value is their name.
+	Attempt = "abaca-csi.github.io/mover-attempt"
 	// Limit and LimitEach are annotations of the PodTemplate: how many movers run
 	// at a time, in all and for each repository.
 	Limit     = "abaca-csi.github.io/movers"
@@ -33,10 +35,11 @@ var jobID = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$`)
 // recordName names the ConfigMap that is the record of a job.
 func recordName(id string) string { return prefix + id }
 
-// attemptName names the objects of one attempt: what two controllers make for
-// the same attempt is the same, and what they make for others never is.
-func attemptName(job backup.Job) (string, error) {
+// attemptName names the objects of an attempt that is made of a job and the version
+// of its record. Two controllers that do so make the same, and nobody makes it
+// again later: whoever removes an attempt, however slowly, removes no other.
+func attemptName(job backup.Job, version string) (string, error) {
 	text, err := json.Marshal(job)
-	sum := sha256.Sum256(text)
+	sum := sha256.Sum256(append(text, version...))
 	return prefix + job.Task.ID + "-" + hex.EncodeToString(sum[:4]), err
 }

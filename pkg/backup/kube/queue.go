@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -190,10 +189,10 @@ func (r *Runner) sweep(ctx context.Context) error {
 			}
 		}
 	}
-	orphans := map[string]string{} // names, and ids of their jobs
+	orphans := map[string]bool{}
 	old := func(o metav1.ObjectMeta) {
 		if !known[o.Name] && o.DeletionTimestamp == nil && r.Now().Sub(o.CreationTimestamp.Time) > orphanAge {
-			orphans[o.Name] = o.Labels[Mover]
+			orphans[o.Name] = true
 		}
 	}
 	for _, v := range volumes.Items { // made first, and so there if anything is
@@ -202,20 +201,19 @@ func (r *Runner) sweep(ctx context.Context) error {
 	for _, j := range s.jobs {
 		old(j.ObjectMeta)
 	}
-	for id, pods := range s.pods {
+	for name, pods := range s.pods {
 		for _, p := range pods {
-			if job := p.Labels[batchv1.JobNameLabel]; p.Status.Phase == corev1.PodPending && r.Now().Sub(p.CreationTimestamp.Time) > startAge && s.jobs[job] != nil {
-				klog.FromContext(ctx).Info("Mover's pod does not start; another will be made", "task", id, "pod", p.Name, "reason", r.trouble(ctx, &p))
-				err := r.Client.BatchV1().Jobs(r.Namespace).Delete(ctx, job, metav1.DeleteOptions{PropagationPolicy: new(metav1.DeletePropagationForeground)})
-				if err != nil && !apierrors.IsNotFound(err) {
-					return kind(err, "remove mover %s", id)
+			if p.Status.Phase == corev1.PodPending && p.DeletionTimestamp == nil && r.Now().Sub(p.CreationTimestamp.Time) > startAge {
+				klog.FromContext(ctx).Info("Mover's pod does not start; another will be made", "pod", p.Name, "reason", r.trouble(ctx, &p))
+				if err := r.unmake(ctx, name); err != nil {
+					return err
 				}
 			}
 		}
 	}
-	for name, id := range orphans {
-		klog.FromContext(ctx).Info("Removing objects of a mover that were left behind", "task", id, "name", name)
-		if err := r.unmake(ctx, id, name); err != nil {
+	for name := range orphans {
+		klog.FromContext(ctx).Info("Removing objects of a mover that were left behind", "name", name)
+		if err := r.unmake(ctx, name); err != nil {
 			return err
 		}
 	}

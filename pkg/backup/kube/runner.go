@@ -87,7 +87,7 @@ func (r *Runner) Start(ctx context.Context, job backup.Job, may func(context.Con
 		}
 		return err
 	}
-	name, uid, err := r.make(ctx, template, job)
+	name, uid, err := r.make(ctx, template, job, rec.version)
 	if err != nil {
 		return err
 	}
@@ -96,7 +96,7 @@ func (r *Runner) Start(ctx context.Context, job backup.Job, may func(context.Con
 		if now, read := r.read(ctx, job.Task.ID); read == nil && now.Name == name {
 			return nil // by another controller, or by this one, which did not hear the answer
 		}
-		return errors.Join(err, r.unmake(ctx, job.Task.ID, name))
+		return errors.Join(err, r.unmake(ctx, name))
 	}
 	return r.admit(ctx)
 }
@@ -150,7 +150,7 @@ func (r *Runner) Jobs(ctx context.Context) ([]*backup.Status, error) {
 	var all []*backup.Status
 	for _, rec := range s.records {
 		if !rec.claimed() {
-			all = append(all, r.judge(ctx, rec, s.job(rec), s.pods[rec.Job.Task.ID]))
+			all = append(all, r.judge(ctx, rec, s.job(rec), s.pods[rec.Name]))
 		}
 	}
 	return all, nil
@@ -238,11 +238,13 @@ func (r *Runner) release(ctx context.Context, id string) (*record, error) {
 	return rec, r.clear(ctx, rec)
 }
 
-// clear removes all objects of a job that has ended, but its record, and waits
-// until they are gone: then nothing of it is mounted or attached anywhere. Only
+// clear removes the objects of the attempt that has ended, and waits until they are gone: then nothing of it is mounted or attached anywhere. Only
 // then its locks are those of a process that is gone.
 func (r *Runner) clear(ctx context.Context, rec *record) error {
-	if err := r.gone(ctx, rec.Job.Task.ID); err != nil || rec.Unlocked || !rec.abrupt() || rec.UID == "" {
+	if rec.Name == "" {
+		return nil // it was claimed only
+	}
+	if err := r.gone(ctx, rec.Name); err != nil || rec.Unlocked || !rec.abrupt() {
 		return err
 	}
 	rec.Unlocked = true
@@ -264,34 +266,34 @@ func (r *Runner) unlock(ctx context.Context, rec *record) error {
 	return repository.UnlockHost(ctx, rec.Name)
 }
 
-// gone tells the objects of a job to go, and waits until they are gone.
-func (r *Runner) gone(ctx context.Context, id string) error {
-	if err := r.unmake(ctx, id, ""); err != nil {
+// gone tells the objects of an attempt to go, and waits until they are gone.
+func (r *Runner) gone(ctx context.Context, name string) error {
+	if err := r.unmake(ctx, name); err != nil {
 		return err
 	}
 	for {
-		left, err := r.left(ctx, id)
+		left, err := r.left(ctx, name)
 		if err != nil || left == "" {
 			return err
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("mover %s has been told to go, and there is still %s: %w", id, left, backend.ErrPending)
+			return fmt.Errorf("%s has been told to go, and there is still %s: %w", name, left, backend.ErrPending)
 		case <-time.After(pollEvery):
 		}
 	}
 }
 
-// left names something that is left of a job; empty when nothing is.
-func (r *Runner) left(ctx context.Context, id string) (string, error) {
-	of := metav1.ListOptions{LabelSelector: Mover + "=" + id}
+// left names something that is left of an attempt; empty when nothing is.
+func (r *Runner) left(ctx context.Context, name string) (string, error) {
+	of := metav1.ListOptions{LabelSelector: Attempt + "=" + name}
 	jobs, err := r.Client.BatchV1().Jobs(r.Namespace).List(ctx, of)
 	if err != nil {
-		return "", waiting(ctx, err, id)
+		return "", waiting(ctx, err, name)
 	}
 	pods, err := r.Client.CoreV1().Pods(r.Namespace).List(ctx, of)
 	if err != nil {
-		return "", waiting(ctx, err, id)
+		return "", waiting(ctx, err, name)
 	}
 	if len(pods.Items) > 0 {
 		p := &pods.Items[0]
@@ -303,11 +305,11 @@ func (r *Runner) left(ctx context.Context, id string) (string, error) {
 	// A volume is kept by Kubernetes for as long as it is attached to a node.
 	volumes, err := r.Client.CoreV1().PersistentVolumes().List(ctx, of)
 	if err != nil {
-		return "", waiting(ctx, err, id)
+		return "", waiting(ctx, err, name)
 	}
 	claims, err := r.Client.CoreV1().PersistentVolumeClaims(r.Namespace).List(ctx, of)
 	if err != nil {
-		return "", waiting(ctx, err, id)
+		return "", waiting(ctx, err, name)
 	}
 	if len(volumes.Items)+len(claims.Items) > 0 {
 		return fmt.Sprintf("its volume (%d PersistentVolumes, %d claims)", len(volumes.Items), len(claims.Items)), nil
@@ -316,58 +318,34 @@ func (r *Runner) left(ctx context.Context, id string) (string, error) {
 }
 
 // waiting is an error of a call while one waits for something to go.
-func waiting(ctx context.Context, err error, id string) error {
+func waiting(ctx context.Context, err error, name string) error {
 	if ctx.Err() != nil {
-		return fmt.Errorf("mover %s has been told to go: %w", id, backend.ErrPending)
+		return fmt.Errorf("%s has been told to go: %w", name, backend.ErrPending)
 	}
-	return kind(err, "objects of mover %s", id)
+	return kind(err, "objects of %s", name)
 }
 
-// unmake tells the objects of a job to go: those of one name, or all.
-func (r *Runner) unmake(ctx context.Context, id, name string) error {
-	of := metav1.ListOptions{LabelSelector: Mover + "=" + id}
-	meant := func(o string) bool { return name == "" || o == name }
-	jobs, err := r.Client.BatchV1().Jobs(r.Namespace).List(ctx, of)
-	if err != nil {
-		return kind(err, "objects of mover %s", id)
-	}
-	claims, err := r.Client.CoreV1().PersistentVolumeClaims(r.Namespace).List(ctx, of)
-	if err != nil {
-		return kind(err, "objects of mover %s", id)
-	}
-	volumes, err := r.Client.CoreV1().PersistentVolumes().List(ctx, of)
-	if err != nil {
-		return kind(err, "objects of mover %s", id)
-	}
-	var failed []error
-	gone := func(err error) {
+// unmake tells the objects of an attempt to go.
+func (r *Runner) unmake(ctx context.Context, name string) error {
+	jobs, claims := r.Client.BatchV1().Jobs(r.Namespace), r.Client.CoreV1().PersistentVolumeClaims(r.Namespace)
+	for _, err := range []error{
+		// The Job goes after its pods.
+		jobs.Delete(ctx, name, metav1.DeleteOptions{PropagationPolicy: new(metav1.DeletePropagationForeground)}),
+		claims.Delete(ctx, name, metav1.DeleteOptions{}),
+		r.Client.CoreV1().PersistentVolumes().Delete(ctx, name, metav1.DeleteOptions{}),
+	} {
 		if err != nil && !apierrors.IsNotFound(err) {
-			failed = append(failed, kind(err, "remove mover %s", id))
+			return kind(err, "remove %s", name)
 		}
 	}
-	for _, j := range jobs.Items {
-		if meant(j.Name) && j.DeletionTimestamp == nil {
-			gone(r.Client.BatchV1().Jobs(r.Namespace).Delete(ctx, j.Name, metav1.DeleteOptions{PropagationPolicy: new(metav1.DeletePropagationForeground)}))
-		}
-	}
-	for _, c := range claims.Items {
-		if meant(c.Name) && c.DeletionTimestamp == nil {
-			gone(r.Client.CoreV1().PersistentVolumeClaims(r.Namespace).Delete(ctx, c.Name, metav1.DeleteOptions{}))
-		}
-	}
-	for _, v := range volumes.Items {
-		if meant(v.Name) && v.DeletionTimestamp == nil {
-			gone(r.Client.CoreV1().PersistentVolumes().Delete(ctx, v.Name, metav1.DeleteOptions{}))
-		}
-	}
-	return errors.Join(failed...)
+	return nil
 }
 
 // survey is everything that there is of movers.
 type survey struct {
 	records []*record // ordered by id
 	jobs    map[string]*batchv1.Job
-	pods    map[string][]corev1.Pod // by the job's id
+	pods    map[string][]corev1.Pod // by their attempts
 }
 
 // job is the Job of a record's attempt, nil if it is gone.
@@ -406,7 +384,7 @@ func (r *Runner) survey(ctx context.Context) (*survey, error) {
 		return nil, kind(err, "list movers")
 	}
 	for _, p := range pods.Items {
-		s.pods[p.Labels[Mover]] = append(s.pods[p.Labels[Mover]], p)
+		s.pods[p.Labels[Attempt]] = append(s.pods[p.Labels[Attempt]], p)
 	}
 	return s, nil
 }

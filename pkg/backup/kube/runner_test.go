@@ -164,7 +164,7 @@ func (c *cluster) pod(status corev1.PodStatus) *corev1.Pod {
 		c.Fatalf("%d Jobs run", len(run))
 	}
 	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: run[0].Name + "-x", Namespace: "abaca", Labels: map[string]string{
-		Mover: run[0].Labels[Mover], batchv1.JobNameLabel: run[0].Name}}, Spec: corev1.PodSpec{NodeName: "n1"}, Status: status}
+		Mover: run[0].Labels[Mover], Attempt: run[0].Name}}, Spec: corev1.PodSpec{NodeName: "n1"}, Status: status}
 	if err := c.client.Tracker().Add(p); err != nil {
 		c.Fatal(err)
 	}
@@ -388,10 +388,10 @@ func TestKilledAnywhere(t *testing.T) {
 		if err := c.runner().sweep(t.Context()); err != nil {
 			t.Error(err)
 		}
+		c.has(alive)
 		if len(c.jobs()) != 1 {
 			t.Errorf("after call %d: the mover was swept away", n)
 		}
-		c.has(alive)
 		for stop := 1; ; stop++ {
 			c.kill(stop)
 			err := c.runner().Remove(t.Context(), "a")
@@ -464,7 +464,7 @@ func TestLostNode(t *testing.T) {
 	}
 	again := job("a")
 	again.Attempt = 2
-	if err := r.Start(t.Context(), again, wanted); err != nil || len(c.jobs()) != 1 || c.jobs()[0].Name != pod.Labels[batchv1.JobNameLabel] {
+	if err := r.Start(t.Context(), again, wanted); err != nil || len(c.jobs()) != 1 || c.jobs()[0].Name != pod.Labels[Attempt] {
 		t.Errorf("started: %v", err)
 	}
 	brief, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
@@ -482,7 +482,7 @@ func TestLostNode(t *testing.T) {
 		}
 	}
 	c.has(over)
-	if len(c.unlocked) != 1 || c.unlocked[0] != pod.Labels[batchv1.JobNameLabel] {
+	if len(c.unlocked) != 1 || c.unlocked[0] != pod.Labels[Attempt] {
 		t.Errorf("the locks of %v were removed", c.unlocked)
 	}
 	if st := c.phase(r, "a", backup.Failed); st.Result.Reason != mover.ReasonDeleted {
@@ -521,6 +521,35 @@ func TestNextAttempt(t *testing.T) {
 	}
 	if st := c.phase(r, "a", backup.Running); st.Job.Attempt != 2 {
 		t.Errorf("attempt %d", st.Job.Attempt)
+	}
+}
+
+// Whoever is slow to remove an attempt does not remove the next one.
+func TestSlowRemoval(t *testing.T) {
+	c := newCluster(t)
+	r := c.runner()
+	if err := r.Start(t.Context(), job("a"), wanted); err != nil {
+		t.Fatal(err)
+	}
+	pod := c.pod(ended(mover.Result{Error: "e", Reason: mover.ReasonRepository}))
+	brief, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	slow, err := r.release(brief, "a")
+	if !errors.Is(err, backend.ErrPending) {
+		t.Fatal(err)
+	}
+	c.remove(pod)
+	for _, next := range []func() error{
+		func() error { return r.Start(t.Context(), job("a"), wanted) },
+		func() error { return errors.Join(r.Remove(t.Context(), "a"), r.Start(t.Context(), job("a"), wanted)) },
+	} {
+		if err := next(); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.clear(t.Context(), slow); err != nil {
+			t.Error(err)
+		}
+		c.has(alive)
 	}
 }
 
