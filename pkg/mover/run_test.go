@@ -187,6 +187,10 @@ func TestFlow(t *testing.T) {
 			task: backupTask(), tweaks: []tweak{missing},
 			log: []string{look, "init", look, "backup parent= 0s", proof, held},
 		},
+		"a repository that was there": {
+			task: backupTask(), tweaks: []tweak{missing, func(task *Task, _ *fakeRepository, _ *fakeMounts) { task.Made = true }}, reason: ReasonRepository,
+			log: []string{look},
+		},
 		"somebody else was faster": {
 			task: backupTask(), tweaks: []tweak{errs("snapshots", restic.ErrNoRepository), errs("init", restic.ErrFailed)},
 			log: []string{look, "init", look, "backup parent= 0s", proof, held},

@@ -107,6 +107,8 @@ var mutations = []mutation{
 		"turn[e.rec] = turns[e.tenant()]", "turn[e.rec] = 0", "./pkg/backup/kube", "TestNext"},
 	{"one mover makes a repository", "pkg/backup/kube/queue.go",
 		"(task.Made || !making[task.Repository])", "true", "./pkg/backup/kube", "TestNext"},
+	{"a mover makes no repository anew that was there", "pkg/mover/run.go",
+		"errors.Is(err, restic.ErrNoRepository) && m.task.Made {", "false {", "./pkg/mover", "TestFlow"},
 	{"one name is one backup", "pkg/backup/engine.go",
 		"if b.ID == req.ID {", "if false {", "./pkg/backup", "TestOneNameInTwoRepositories"},
 }
