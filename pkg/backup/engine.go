@@ -504,8 +504,8 @@ type RestoreRequest struct {
 	Name       string // its CSI name
 	// Backend and Share are the share that is filled.
 	Backend, Share string
-	// Wanted is asked right before a mover starts, when no other can: an error
-	// says that the share is not to be written any more.
+	// Wanted is asked before a mover starts, the last time when no other can: an
+	// error says that the share is not to be written any more.
 	Wanted func(context.Context) error
 }
 
@@ -526,7 +526,12 @@ func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (*Status, erro
 	st, err := e.Runner.Status(ctx, req.ID)
 	switch {
 	case errors.Is(err, backend.ErrNotFound):
-		err := e.hold(ctx, &job, false)
+		// Asked before anything is held, too: there is no record either when
+		// another controller has just finished.
+		err := req.Wanted(ctx)
+		if err == nil {
+			err = e.hold(ctx, &job, false)
+		}
 		if err == nil {
 			err = e.Runner.Start(ctx, job, req.Wanted)
 		}

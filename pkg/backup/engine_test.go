@@ -369,6 +369,9 @@ func TestRestoreIsAskedForUnderItsLock(t *testing.T) {
 	if _, err := b.Restore(t.Context(), req); !errors.Is(err, backend.ErrConflict) || b.runner.starts != 0 {
 		t.Errorf("%v, %d movers", err, b.runner.starts)
 	}
+	if _, err := b.backend.ExportOf(t.Context(), req.ID); !errors.Is(err, backend.ErrNotFound) {
+		t.Errorf("the share is held for a restore that nobody wants: %v", err)
+	}
 	req.Wanted = always
 	if _, err := b.Restore(t.Context(), req); err != nil {
 		t.Fatal(err)
