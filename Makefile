@@ -75,8 +75,8 @@ e2e-nfs: deps-e2e-nfs bin/restic ## mount NFS, CIFS and CephFS, and back up, wit
 	@e2e/vm/run -t 240 e2e/vm/servers env ABACA_RESTIC=bin/restic bin/mover.test -test.v -test.run '^Test(NFS|CIFS)'
 	@e2e/vm/run -t 300 e2e/vm/ceph bin/mount.test -test.v -test.run '^TestCephFS$$'
 
-e2e-kube: kube-up ## install the chart there and run the examples
-	ABACA_KUBE="$(ABACA_CACHE)/kube" go test -count=1 -timeout 20m -v -run ^TestExamples ./e2e/kube
+e2e-kube: kube-up ## install the chart there, run the examples, and end movers in all ways
+	ABACA_KUBE="$(ABACA_CACHE)/kube" go test -count=1 -timeout 20m -v ./e2e/kube
 
 kube-up: deps-kube-up build ## start a Kubernetes of one node here, with images of this tree (root; e2e/kube/README.md)
 	@e2e/kube/up

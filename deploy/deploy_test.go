@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -23,13 +24,13 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
-	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"sigs.k8s.io/yaml"
 
+	"github.com/abaca-csi/abaca/pkg/backup/kube"
 	"github.com/abaca-csi/abaca/pkg/csi"
 )
 
@@ -53,9 +54,11 @@ snapshotClasses:
 - {name: s, type: snapshot, default: true, annotations: {a: b}, deletionPolicy: Retain}
 - {name: b, type: backup, repository: near.by, allowPartial: true, allowEmpty: true, exclude: ["*.tmp", "/a, b"]}
 state: {existingClaim: state}
-controller: {leaderElection: true, disruptionBudget: true, metrics: {enabled: true}, nodeSelector: {a: b}, tolerations: [{operator: Exists}], podAnnotations: {a: b}, podLabels: {a: b},
+controller: {replicas: 2, hostNetwork: true, metrics: {enabled: true}, nodeSelector: {a: b}, tolerations: [{operator: Exists}], podAnnotations: {a: b}, podLabels: {a: b},
   affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: a, operator: Exists}]}]}}}}
 node: {zone: z, metrics: {enabled: true}, nodeSelector: {a: b}, podAnnotations: {a: b}, podLabels: {a: b}}
+movers: {limit: 3, priorityClassName: low, nodeSelector: {a: b}, tolerations: [{operator: Exists}], podAnnotations: {a: b}, podLabels: {a: b}, cache: {existingClaim: c},
+  volumes: [{name: more, emptyDir: {}}], volumeMounts: [{name: more, mountPath: /more}]}
 `
 	everythingLocal = `
 backends:
@@ -64,6 +67,7 @@ backends:
 repositories: [{name: offsite, secretName: offsite}]
 csiDriver: {attachRequired: true, fsGroupPolicy: None}
 networkPolicy: {enabled: true, metricsFrom: [{namespaceSelector: {matchLabels: {a: b}}}]}
+movers: {cache: {hostPath: /var/cache/abaca}}
 `
 )
 
@@ -135,7 +139,7 @@ type objects []runtime.Object
 var codecs = func() serializer.CodecFactory {
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, appsv1.AddToScheme, batchv1.AddToScheme, storagev1.AddToScheme,
-		rbacv1.AddToScheme, policyv1.AddToScheme, networkingv1.AddToScheme, snapshotv1.AddToScheme} {
+		rbacv1.AddToScheme, networkingv1.AddToScheme, snapshotv1.AddToScheme} {
 		if err := add(scheme); err != nil {
 			panic(err)
 		}
@@ -237,9 +241,6 @@ func TestManifests(t *testing.T) {
 			for _, d := range of[*appsv1.DaemonSet](all) {
 				selects(t, d.Name, d.Spec.Selector.MatchLabels, d.Spec.Template.Labels, pods["controller"].Labels)
 			}
-			for _, b := range of[*policyv1.PodDisruptionBudget](all) {
-				selects(t, "budget", b.Spec.Selector.MatchLabels, pods["controller"].Labels, pods["node"].Labels)
-			}
 			for _, p := range of[*networkingv1.NetworkPolicy](all) {
 				selects(t, "policy", p.Spec.PodSelector.MatchLabels, pods["controller"].Labels, pods["node"].Labels)
 			}
@@ -321,6 +322,51 @@ func checkPod(t *testing.T, name string, spec corev1.PodSpec) {
 	}
 	if token := spec.AutomountServiceAccountToken; name == "node" && (token == nil || *token != strings.Contains(fmt.Sprint(spec), "--keys=secret:")) {
 		t.Error("a node has a token to read keys with, and for nothing else")
+	}
+}
+
+// TestMovers: what a mover is like before its Job adds what it moves, and its
+// security context.
+func TestMovers(t *testing.T) {
+	for variant, all := range variants(t) {
+		templates := of[*corev1.PodTemplate](all)
+		if len(templates) != 1 {
+			t.Fatalf("%s: %d PodTemplates", variant, len(templates))
+		}
+		one := templates[0]
+		controller := pod(all)["controller"].Spec.Containers[0]
+		if want := "--movers=podtemplate:$(NAMESPACE)/" + one.Name; !slices.Contains(controller.Args, want) || one.Namespace != namespace {
+			t.Errorf("%s: the controller is not told %s", variant, want)
+		}
+		// Each repository of the controller is one of the movers.
+		for _, v := range pod(all)["controller"].Spec.Volumes {
+			i := slices.IndexFunc(controller.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == v.Name })
+			if i < 0 {
+				continue // of a sidecar
+			}
+			if name, ok := strings.CutPrefix(controller.VolumeMounts[i].MountPath, "/etc/abaca/repositories/"); ok && one.Annotations[kube.Repository+name] != v.Secret.SecretName {
+				t.Errorf("%s: movers have no Secret for repository %s", variant, name)
+			}
+		}
+		for _, limit := range []string{kube.Limit, kube.LimitEach} {
+			if n, err := strconv.Atoi(one.Annotations[limit]); err != nil || n < 1 {
+				t.Errorf("%s: annotation %s is %q", variant, limit, one.Annotations[limit])
+			}
+		}
+		spec := one.Template.Spec
+		if len(spec.Containers) != 1 || spec.Containers[0].Name != "mover" || spec.Containers[0].Image != controller.Image ||
+			*spec.AutomountServiceAccountToken || spec.HostNetwork || spec.HostPID || spec.HostIPC || spec.ServiceAccountName == pod(all)["controller"].Spec.ServiceAccountName {
+			t.Errorf("%s: %+v", variant, spec)
+		}
+		selector := spec.TopologySpreadConstraints[0].LabelSelector.MatchLabels
+		for name, template := range pod(all) {
+			selects(t, "movers beside "+name, selector, one.Template.Labels, template.Labels)
+		}
+		// It takes its flags, and misses its task only.
+		out, err := exec.Command(build(t), append(spec.Containers[0].Args, "--repository=/nonexistent")...).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "ABACA_TASK") {
+			t.Errorf("%s: abaca %s: %v: %s", variant, strings.Join(spec.Containers[0].Args, " "), err, out)
+		}
 	}
 }
 
@@ -417,10 +463,11 @@ func TestScheduleExample(t *testing.T) {
 func TestRefusedValues(t *testing.T) {
 	const local, manila = "backends: [{name: l, local: {node: n1}}]\n", "backends: [{name: m, manila: {cloud: c, cloudsSecret: s}}]\n"
 	for values, word := range map[string]string{
-		"":                                  "backends",
-		local + "replica: 1":                "replica",
-		local + "controller: {replica: 1}":  "replica",
-		local + "controller: {replicas: 2}": "replicas",
+		"":                                   "backends",
+		local + "replica: 1":                 "replica",
+		local + "controller: {replica: 1}":   "replica",
+		local + "controller: {replicas: 10}": "replicas",
+		local + "movers: {limit: 0}":         "movers/limit",
 		local + "controller: {provisioner: {timeout: 10}}":                                         "timeout",
 		local + "node: {zone: a/b}":                                                                "zone",
 		local + "kubeletDir: var/lib":                                                              "kubeletDir",
@@ -681,8 +728,8 @@ func TestNotes(t *testing.T) {
 	const local = "backends: [{name: l, local: {node: n1}}]\n"
 	for values, words := range map[string][]string{
 		local: {"no VolumeSnapshots", "no repository", "node n1"},
-		local + "repositories: [{name: r, secretName: my-secret}]":                                          {"Secret my-secret"},
-		"backends: [{name: m, manila: {cloud: c, cloudsSecret: my-cloud}}]\nnetworkPolicy: {enabled: true}": {"Secret my-cloud", "networkPolicy"},
+		local + "repositories: [{name: r, secretName: my-secret}]":                                                                           {"Secret my-secret"},
+		"backends: [{name: m, manila: {cloud: c, cloudsSecret: my-cloud}}]\nnetworkPolicy: {enabled: true}\ncontroller: {hostNetwork: true}": {"Secret my-cloud", "networkPolicy"},
 	} {
 		out, err := run(t, values, "install", "--dry-run=client")
 		if err != nil {

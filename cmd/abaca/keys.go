@@ -42,13 +42,19 @@ func keySecret(where string) (*keys.Secret, error) {
 	if !ok || namespace == "" || name == "" || strings.Contains(name, "/") {
 		return nil, fmt.Errorf("--keys %s must be a directory or secret:NAMESPACE/NAME", where)
 	}
-	config, err := rest.InClusterConfig()
+	client, err := inCluster()
 	if err != nil {
 		return nil, fmt.Errorf("--keys %s: %w", where, err)
 	}
-	client, err := kubernetes.NewForConfig(config)
+	return &keys.Secret{Client: client, Namespace: namespace, Name: name}, nil
+}
+
+// inCluster returns a client of the cluster that this runs in.
+func inCluster() (kubernetes.Interface, error) {
+	config, err := rest.InClusterConfig()
 	if err != nil {
 		return nil, err
 	}
-	return &keys.Secret{Client: client, Namespace: namespace, Name: name}, nil
+	config.QPS, config.Burst = 50, 100
+	return kubernetes.NewForConfig(config)
 }

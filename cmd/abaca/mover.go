@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/abaca-csi/abaca/pkg/backup/inprocess"
+	"github.com/abaca-csi/abaca/pkg/backup/kube"
 	"github.com/abaca-csi/abaca/pkg/mount"
 )
 
@@ -15,6 +16,10 @@ func newMoverCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "mover", Short: "Carry one snapshot to a repository, or a backup into a share (started by the controller)", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if a.Record == "" {
+				return kube.Move(cmd.Context(), kube.Args{Repository: a.Repository, Restic: a.Restic, Cache: a.Cache},
+					mount.New(mount.Options{Placed: true}), time.Now)
+			}
 			reader, err := keyReader(a.Keys)
 			if err != nil {
 				return err
@@ -24,12 +29,12 @@ func newMoverCommand() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&a.Record, "record", "", "the directory with the mover's record")
+	f.StringVar(&a.Record, "record", "", "the directory with the mover's record; empty in a Job, whose source is mounted already")
 	f.StringVar(&a.Repository, "repository", "", "the folder with the repository's configuration")
 	f.StringVar(&a.Restic, "restic", "restic", "the restic program")
 	f.StringVar(&a.Cache, "cache", "", "the directory for restic's cache")
 	f.StringVar(&a.Seen, "seen", "", "the directory that remembers which repositories were there")
 	f.StringVar(&a.Keys, "keys", "", keysHelp+"; empty for nowhere")
-	must(cmd, "record", "repository", "cache", "seen")
+	must(cmd, "repository", "cache")
 	return cmd
 }

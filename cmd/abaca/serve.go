@@ -28,6 +28,7 @@ import (
 	"github.com/abaca-csi/abaca/pkg/backend/manila"
 	"github.com/abaca-csi/abaca/pkg/backup"
 	"github.com/abaca-csi/abaca/pkg/backup/inprocess"
+	"github.com/abaca-csi/abaca/pkg/backup/kube"
 	"github.com/abaca-csi/abaca/pkg/csi"
 	"github.com/abaca-csi/abaca/pkg/mount"
 	"github.com/abaca-csi/abaca/pkg/restic"
@@ -43,6 +44,7 @@ type serveOptions struct {
 
 	endpoint, httpEndpoint string
 	config, repositories   string
+	movers                 string
 	nodeID, zone           string
 	stateDir, keys         string
 	addresses              []string
@@ -73,6 +75,7 @@ func newServeCommand(name, short string, controller, node bool) *cobra.Command {
 	must(cmd, "endpoint", "node-id")
 	if controller {
 		f.StringVar(&o.repositories, "repositories", "", "the directory with one folder for each restic repository; empty for no backups")
+		f.StringVar(&o.movers, "movers", "", "where movers run: podtemplate:NAMESPACE/NAME for Jobs in the cluster that this runs in; empty for processes of this one's")
 		resticFlags(f, &o.restic, &o.anyRestic)
 	}
 	return cmd
@@ -156,8 +159,9 @@ func (o serveOptions) run(ctx context.Context) error {
 	if driver.StagedDir, err = o.state("staged"); err != nil {
 		return err
 	}
+	var jobs *kube.Runner
 	if o.repositories != "" {
-		if driver.Backups, err = o.engine(driver.Backends, backend.Node{Name: o.nodeID, Addresses: addresses}); err != nil {
+		if driver.Backups, jobs, err = o.engine(driver.Backends, backend.Node{Name: o.nodeID, Addresses: addresses}); err != nil {
 			return err
 		}
 	}
@@ -174,6 +178,9 @@ func (o serveOptions) run(ctx context.Context) error {
 	defer cancel()
 	if driver.Backups != nil {
 		beside.Go(func() { driver.Backups.Run(ctx) })
+	}
+	if jobs != nil {
+		beside.Go(func() { jobs.Run(ctx, driver.Backups.Tick) })
 	}
 	if o.httpEndpoint != "" {
 		web, err := net.Listen("tcp", o.httpEndpoint)
@@ -259,32 +266,52 @@ func resticFlags(f *pflag.FlagSet, program *string, anyVersion *bool) {
 	f.BoolVar(anyVersion, "any-restic-version", false, "use the restic program even if it is not version "+restic.PinnedVersion)
 }
 
-// engine sets the backups up: repositories from a directory, movers as child
-// processes of this program.
-func (o serveOptions) engine(backends map[string]backend.Backend, node backend.Node) (*backup.Engine, error) {
+// engine sets the backups up: repositories from a directory, movers as Jobs, which
+// are then returned too, or as child processes of this program.
+func (o serveOptions) engine(backends map[string]backend.Backend, node backend.Node) (*backup.Engine, *kube.Runner, error) {
 	if info, err := os.Stat(o.repositories); err != nil || !info.IsDir() {
-		return nil, fmt.Errorf("--repositories %s is not a directory", o.repositories)
+		return nil, nil, fmt.Errorf("--repositories %s is not a directory", o.repositories)
+	}
+	repositories := backup.Directory{Path: o.repositories, Program: o.restic}
+	var err error
+	if repositories.CacheDir, err = o.state("cache"); err != nil {
+		return nil, nil, err
+	}
+	if repositories.SeenDir, err = o.state("repositories"); err != nil {
+		return nil, nil, err
+	}
+	engine := &backup.Engine{Backends: backends, Repositories: repositories, Now: time.Now, Tick: time.Second}
+	if o.movers != "" {
+		jobs, err := o.jobs(repositories)
+		engine.Runner, engine.Tick = jobs, 2*time.Second // each look is some requests
+		return engine, jobs, err
 	}
 	self, err := os.Executable()
 	if err != nil {
-		return nil, err
-	}
-	repositories := backup.Directory{Path: o.repositories, Program: o.restic}
-	if repositories.CacheDir, err = o.state("cache"); err != nil {
-		return nil, err
-	}
-	if repositories.SeenDir, err = o.state("repositories"); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	movers, err := o.state("movers")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return &backup.Engine{
-		Backends: backends, Repositories: repositories, Now: time.Now, Tick: time.Second, Node: node,
-		Runner: &inprocess.Runner{Dir: movers, Repositories: repositories, Now: time.Now,
-			Command: []string{self, "mover"}, Keys: o.keys},
-	}, nil
+	engine.Node = node
+	engine.Runner = &inprocess.Runner{Dir: movers, Repositories: repositories, Now: time.Now, Command: []string{self, "mover"}, Keys: o.keys}
+	return engine, nil, nil
+}
+
+// jobs runs movers as Jobs, of the PodTemplate that --movers names.
+func (o serveOptions) jobs(repositories backup.Repositories) (*kube.Runner, error) {
+	text, ok := strings.CutPrefix(o.movers, "podtemplate:")
+	namespace, name, also := strings.Cut(text, "/")
+	if !ok || !also || namespace == "" || name == "" || strings.Contains(name, "/") {
+		return nil, fmt.Errorf("--movers %s must be podtemplate:NAMESPACE/NAME, or empty", o.movers)
+	}
+	client, err := inCluster()
+	if err != nil {
+		return nil, fmt.Errorf("--movers %s: %w", o.movers, err)
+	}
+	return &kube.Runner{Client: client, Namespace: namespace, Template: name, Driver: csi.DriverName, Handle: csi.MoverHandle,
+		Repositories: repositories, Now: time.Now}, nil
 }
 
 // state makes a directory for one kind of records.

@@ -34,7 +34,7 @@ func TestRefusedStarts(t *testing.T) {
 		"standalone --endpoint unix:///x --config " + config + " --node-id a --restic /nowhere": {"/nowhere", "--restic"},
 		"standalone --endpoint unix:///x --config " + config + " --node-id a":                   {"10Ki", "256Mi"},
 		"demo --source " + config: {"--source", "directory"},
-		"mover":                   {"required", "record"},
+		"mover":                   {"required", "repository"},
 	} {
 		root := newCommand()
 		root.SetArgs(strings.Fields(line))
@@ -73,7 +73,7 @@ func TestManilaConfig(t *testing.T) {
 // TestRequiredFlagsAreMarked: the help says what must be given.
 func TestRequiredFlagsAreMarked(t *testing.T) {
 	for _, cmd := range newCommand().Commands() {
-		for _, name := range []string{"endpoint", "config", "node-id", "record"} {
+		for _, name := range []string{"endpoint", "config", "node-id", "repository"} {
 			f := cmd.Flags().Lookup(name)
 			if cmd.Name() == "node" && name == "config" {
 				continue // it may know no backend

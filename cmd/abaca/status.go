@@ -31,6 +31,7 @@ type moverReport struct {
 	// Progress is of one that runs or has failed: of a success, the summary is
 	// the last word.
 	Progress *restic.Progress       `json:"progress,omitempty"`
+	Trouble  string                 `json:"trouble,omitempty"`
 	Snapshot string                 `json:"snapshot,omitempty"`
 	Error    string                 `json:"error,omitempty"`
 	Reason   mover.Reason           `json:"reason,omitempty"`
@@ -43,7 +44,7 @@ func report(all []*backup.Status) []moverReport {
 	for _, st := range all {
 		r := moverReport{
 			ID: st.Job.Task.ID, Kind: backup.Kind(st.Job.Task), Repository: st.Job.Task.Repository, Phase: st.Phase,
-			Attempt: st.Job.Attempt, Started: st.Started, Snapshot: st.Result.Snapshot,
+			Attempt: st.Job.Attempt, Started: st.Started, Trouble: st.Trouble, Snapshot: st.Result.Snapshot,
 			Error: st.Result.Error, Reason: st.Result.Reason, Backup: st.Result.Backup, Restore: st.Result.Restore,
 		}
 		if b := st.Job.Task.Backup; b != nil {

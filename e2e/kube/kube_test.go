@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,6 +36,10 @@ func start(t *testing.T) *cluster {
 	c := &cluster{t, dir}
 	t.Setenv("KUBECONFIG", filepath.Join(dir, "cluster", "kubeconfig"))
 	t.Setenv("PATH", filepath.Join(dir, "bin")+":"+os.Getenv("PATH"))
+	if out, err := c.try("", "kubectl", "create", "namespace", namespace); err != nil && !strings.Contains(out, "already exists") {
+		c.Fatal(out)
+	}
+	c.kubectl("label --overwrite namespace " + namespace + " pod-security.kubernetes.io/enforce=privileged")
 	return c
 }
 
@@ -115,7 +120,7 @@ const ready = " -o jsonpath={.status.readyToUse}"
 // their order; in the end nothing is left.
 func TestExamples(t *testing.T) {
 	c := start(t)
-	c.install()
+	c.install(nil)
 	c.kubectl("config set-context --current --namespace=default")
 
 	c.apply("1-claim.yaml")
@@ -171,7 +176,7 @@ func TestExamples(t *testing.T) {
 	c.kubectl("delete pvc data data-restored data-then --wait")
 	c.kubectl("delete volumesnapshot --all --wait")
 	c.await("", "get pv,volumesnapshotcontents,volumeattachments -o name")
-	if left, err := os.ReadDir(filepath.Join(c.dir, "cluster/data/offsite/snapshots")); err != nil || len(left) > 0 {
+	if left, err := os.ReadDir(c.data("offsite/snapshots")); err != nil || len(left) > 0 {
 		t.Errorf("left in the repository: %v, %v", left, err)
 	}
 	c.run("helm", "uninstall", "abaca", "--namespace", namespace, "--wait")
@@ -186,47 +191,56 @@ func (c *cluster) example(name string) string {
 	return string(text)
 }
 
+// data is the directory of the node where all state is, and the repository.
+func (c *cluster) data(path ...string) string {
+	return filepath.Join(append([]string{c.dir, "cluster/data"}, path...)...)
+}
+
 // install installs the chart, with the embedded backend and a repository in a
-// directory of the node.
-func (c *cluster) install() {
+// directory of the node. Values take the place of its own.
+func (c *cluster) install(more map[string]any) {
 	c.Helper()
-	data := filepath.Join(c.dir, "cluster/data")
-	c.prepare("offsite", map[string]string{"RESTIC_PASSWORD": "horse", "RESTIC_REPOSITORY": filepath.Join(data, "offsite")})
-	c.installWith(map[string]any{
-		"state":        map[string]any{"hostPath": data},
-		"backends":     []any{map[string]any{"name": "local", "local": map[string]any{"node": node, "size": "8Gi"}}},
-		"repositories": []any{map[string]any{"name": "offsite", "secretName": "offsite"}},
-	})
-}
-
-// prepare makes the driver's namespace, with a Secret.
-func (c *cluster) prepare(secret string, data map[string]string) {
-	c.Helper()
-	if out, err := c.try("", "kubectl", "create", "namespace", namespace); err != nil && !strings.Contains(out, "already exists") {
-		c.Fatal(out)
+	data := c.data()
+	all := map[string]any{
+		"image":          map[string]any{"repository": "abaca", "tag": "e2e"},
+		"kubeletDir":     filepath.Join(c.dir, "cluster/kubelet"),
+		"state":          map[string]any{"hostPath": data},
+		"backends":       []any{map[string]any{"name": "local", "local": map[string]any{"node": node, "size": "8Gi"}}},
+		"repositories":   []any{map[string]any{"name": "offsite", "secretName": "offsite"}},
+		"storageClasses": []any{map[string]any{"name": "abaca"}},
+		"movers":         c.movers(nil),
 	}
-	c.kubectl("label --overwrite namespace " + namespace + " pod-security.kubernetes.io/enforce=privileged")
-	c.kubectl("delete secret " + secret + " --ignore-not-found -n " + namespace)
-	args := []string{"create", "secret", "generic", secret, "-n", namespace}
-	for k, v := range data {
-		args = append(args, "--from-literal="+k+"="+v)
-	}
-	c.run("kubectl", args...)
-}
-
-// installWith installs the chart with values, for this cluster.
-func (c *cluster) installWith(values map[string]any) {
-	c.Helper()
-	values["image"] = map[string]any{"repository": "abaca", "tag": "e2e"}
-	values["kubeletDir"] = filepath.Join(c.dir, "cluster/kubelet")
-	values["storageClasses"] = []any{map[string]any{"name": "abaca"}}
-	text, err := json.Marshal(values)
+	maps.Copy(all, more)
+	values, err := json.Marshal(all)
 	file := filepath.Join(c.TempDir(), "values.yaml")
-	if err = errors.Join(err, os.WriteFile(file, text, 0o600)); err != nil {
+	if err = errors.Join(err, os.WriteFile(file, values, 0o600)); err != nil {
 		c.Fatal(err)
 	}
+	c.secret("offsite", "RESTIC_PASSWORD=horse", "RESTIC_REPOSITORY="+c.data("offsite"))
 	c.run("helm", "upgrade", "--install", "abaca", filepath.Join(root, "deploy/charts/abaca"), "--namespace", namespace, "--values", file)
 	c.rolledOut()
+}
+
+// movers are the values of movers that have the repository, a directory of the
+// node, mounted.
+func (c *cluster) movers(more map[string]any) map[string]any {
+	values := map[string]any{
+		"volumes":      []any{map[string]any{"name": "offsite", "hostPath": map[string]any{"path": c.data("offsite"), "type": "DirectoryOrCreate"}}},
+		"volumeMounts": []any{map[string]any{"name": "offsite", "mountPath": c.data("offsite")}},
+	}
+	maps.Copy(values, more)
+	return values
+}
+
+// secret makes a Secret of the driver's namespace anew.
+func (c *cluster) secret(name string, entries ...string) {
+	c.Helper()
+	c.kubectl("delete secret " + name + " --ignore-not-found -n " + namespace)
+	args := []string{"create", "secret", "generic", name, "-n", namespace}
+	for _, e := range entries {
+		args = append(args, "--from-literal="+e)
+	}
+	c.run("kubectl", args...)
 }
 
 // rolledOut waits until both plugins are ready.

@@ -30,8 +30,8 @@ func TestScale(t *testing.T) {
 	}
 	cloud := fakemanila.New(fakemanila.Options{Gigabytes: 1 << 20, Listener: c.listen(), Delay: func() time.Duration { return 2 * time.Second }})
 	t.Cleanup(cloud.Close)
-	c.prepare("clouds", map[string]string{"clouds.yaml": cloud.Clouds()})
-	c.installWith(map[string]any{"backends": []any{map[string]any{"name": "manila", "manila": map[string]any{"cloud": "fake", "cloudsSecret": "clouds", "instance": "scale"}}}})
+	c.secret("clouds", "clouds.yaml="+cloud.Clouds())
+	c.install(map[string]any{"backends": []any{map[string]any{"name": "manila", "manila": map[string]any{"cloud": "fake", "cloudsSecret": "clouds", "instance": "scale"}}}})
 	c.kubectl("config set-context --current --namespace=default")
 	cloud.Requests()
 

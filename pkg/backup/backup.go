@@ -12,6 +12,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/abaca-csi/abaca/pkg/backend"
 	"github.com/abaca-csi/abaca/pkg/mover"
 	"github.com/abaca-csi/abaca/pkg/restic"
 )
@@ -51,13 +52,23 @@ type Backup struct {
 // holds for it on the storage system.
 type Job struct {
 	Task mover.Task `json:"task"`
-	// Backend and Snapshot name the temporary snapshot that a backup reads; the
-	// mover's export of it is held under Consumer.
+	// Snapshot names the temporary snapshot that a backup reads, Share the share
+	// that a restore fills; the mover's export of it is held under Consumer.
 	Backend  string `json:"backend,omitempty"`
 	Snapshot string `json:"snapshot,omitempty"`
+	Share    string `json:"share,omitempty"`
 	Consumer string `json:"consumer,omitempty"`
+	// Node is the only machine that can mount it; empty for any.
+	Node string `json:"node,omitempty"`
+	// Files is how many files the repository is known to hold, each volume's
+	// newest backup counted: a measure of the memory that restic needs.
+	Files int64 `json:"files,omitempty"`
 	// Attempt counts the movers that were started for the job, from 1.
 	Attempt int `json:"attempt"`
+}
+
+func (j Job) target() backend.Target {
+	return backend.Target{SnapshotID: j.Snapshot, ShareID: j.Share}
 }
 
 // always is for a job that is wanted whatever has happened meanwhile.
@@ -78,6 +89,9 @@ type Status struct {
 	Job      Job             `json:"job"`
 	Phase    Phase           `json:"phase"`
 	Progress restic.Progress `json:"progress"`
+	// Trouble says why a mover that runs does not get on, or why it was
+	// interrupted: for people, empty where nothing is known.
+	Trouble string `json:"trouble,omitempty"`
 	// Result is set when the job has succeeded or failed.
 	Result  mover.Result `json:"result"`
 	Started time.Time    `json:"started"`
@@ -102,7 +116,11 @@ type Runner interface {
 	// If the mover does not go before ctx ends it returns backend.ErrPending.
 	// What has no record is nil.
 	Stop(ctx context.Context, id string) error
-	// Remove is Stop, and drops the record. What has none is nil.
+	// Release takes away what the mover of an ended job had mounted, so that
+	// nobody is left who uses it; the record stays. ErrPending if that takes longer
+	// than ctx. What has no record is nil.
+	Release(ctx context.Context, id string) error
+	// Remove is Stop and Release, and drops the record. What has none is nil.
 	Remove(ctx context.Context, id string) error
 }
 

@@ -196,9 +196,9 @@ func (e *Engine) begin(ctx context.Context, req Request, parent *mover.Parent) (
 		parent = nil // so that the mover looks before it begins, and waits
 	}
 	job := Job{
-		Backend: req.Backend, Snapshot: snap.ID, Consumer: consumerOf(req.ID), Attempt: 1,
+		Backend: req.Backend, Snapshot: snap.ID, Consumer: consumerOf(req.ID), Attempt: 1, Files: e.files(req.Repository),
 		Task: mover.Task{
-			ID: req.ID, Repository: req.Repository,
+			ID: req.ID, Repository: req.Repository, Made: e.made(req.Repository),
 			Backup: &mover.Backup{
 				Backup: req.ID, Volume: req.Volume, Name: req.Name, Size: snap.Size, Host: req.Host,
 				Time: snap.CreatedAt.Truncate(time.Second), Description: req.Description,
@@ -207,8 +207,7 @@ func (e *Engine) begin(ctx context.Context, req Request, parent *mover.Parent) (
 			},
 		},
 	}
-	job.Task.Source, err = e.Export(ctx, b, backend.Target{SnapshotID: snap.ID}, job.Consumer, true)
-	if err == nil {
+	if err = e.hold(ctx, &job, true); err == nil {
 		err = e.Runner.Start(ctx, job, always)
 	}
 	if err != nil {
@@ -218,7 +217,7 @@ func (e *Engine) begin(ctx context.Context, req Request, parent *mover.Parent) (
 		defer cancel()
 		err = fmt.Errorf("start backup %q: %w", req.Name, err)
 		if _, recorded := e.Runner.Status(ctx, req.ID); errors.Is(recorded, backend.ErrNotFound) {
-			err = errors.Join(err, e.releaseSnapshot(ctx, job))
+			err = errors.Join(err, e.release(ctx, job))
 		}
 		return nil, err
 	}
@@ -232,16 +231,21 @@ func (e *Engine) begin(ctx context.Context, req Request, parent *mover.Parent) (
 func temporaryName(id string) string { return "backup/" + id }
 func consumerOf(id string) string    { return "backup-" + id }
 
-// Export has a mover hold what it reads or fills, and lets it in.
-func (e *Engine) Export(ctx context.Context, b backend.Backend, target backend.Target, consumer string, readOnly bool) (mount.Source, error) {
-	export, err := b.Export(ctx, target, consumer)
+// hold has the mover hold what it reads or fills, and lets it in.
+func (e *Engine) hold(ctx context.Context, job *Job, readOnly bool) error {
+	b, err := e.backend(job.Backend)
+	if err != nil {
+		return err
+	}
+	export, err := b.Export(ctx, job.target(), job.Consumer)
 	if g, ok := b.(backend.Granter); ok && err == nil && e.Node.Name != "" {
-		export, err = g.Grant(ctx, consumer, e.Node, readOnly)
+		export, err = g.Grant(ctx, job.Consumer, e.Node, readOnly)
 	}
 	if err != nil {
-		return mount.Source{}, err
+		return err
 	}
-	return Source(export), nil
+	job.Task.Source, job.Node = Source(export), export.Node
+	return nil
 }
 
 // Source is a backend's export as package mount wants it.
@@ -255,21 +259,18 @@ func (e *Engine) advance(ctx context.Context, st *Status) (*Backup, error) {
 	b := describe(st.Job)
 	switch st.Phase {
 	case Running:
-		if t := st.Progress.Trouble; t != "" {
-			return nil, fmt.Errorf("backup %q: attempt %d goes on, but %s: %w", b.Name, st.Job.Attempt, t, backend.ErrUnavailable)
-		}
-		return b, nil
+		return b, st.trouble()
 	case Interrupted:
 		// The first time at once; a mover that dies each time, slower and slower.
 		if wait := st.Started.Add(backoff(st.Job.Attempt)).Sub(e.Now()); wait > 0 && st.Job.Attempt > 1 {
-			return b, nil
+			return b, st.trouble()
 		}
 		return b, e.restart(ctx, st, true)
 	case Failed:
 		e.remember(st)
 		b.Failure = st.Result.Error
 		if st.Result.Reason.Lasting() {
-			if err := e.releaseSnapshot(ctx, st.Job); err != nil {
+			if err := e.release(ctx, st.Job); err != nil {
 				return nil, err
 			}
 			return nil, fmt.Errorf("backup %q: %w: %s", b.Name, ErrFailed, st.Result.Error)
@@ -283,7 +284,7 @@ func (e *Engine) advance(ctx context.Context, st *Status) (*Backup, error) {
 		// The order matters: the record goes last, since it is what a killed
 		// controller finds the snapshot by.
 		e.remember(st)
-		if err := e.releaseSnapshot(ctx, st.Job); err != nil {
+		if err := e.release(ctx, st.Job); err != nil {
 			return nil, err
 		}
 		if b = st.backup(); st.Result.Backup != nil {
@@ -315,22 +316,14 @@ func (e *Engine) restart(ctx context.Context, st *Status, recover bool) error {
 		task := *job.Task.Backup
 		task.Parent = nil
 		job.Task.Backup = &task
-		// This may be another node than the last attempt's, and what it mounts may
-		// have moved. What has gone is the mover's to report.
-		b, err := e.backend(job.Backend)
-		if err != nil {
-			return err
-		}
-		source, err := e.Export(ctx, b, backend.Target{SnapshotID: job.Snapshot}, job.Consumer, true)
-		if err != nil && !errors.Is(err, backend.ErrNotFound) {
-			return fmt.Errorf("export snapshot %s again: %w", job.Snapshot, err)
-		}
-		if err == nil {
-			job.Task.Source = source
-		}
+	}
+	// This may be another node than the last attempt's, and what it mounts may
+	// have moved. What has gone is the mover's to report.
+	if err := e.hold(ctx, &job, job.Task.Backup != nil); err != nil && !errors.Is(err, backend.ErrNotFound) {
+		return fmt.Errorf("hold what %s works on, again: %w", job.Task.ID, err)
 	}
 	klog.FromContext(ctx).Info("Mover starts again", "task", job.Task.ID, "attempt", job.Attempt, "phase", st.Phase,
-		"error", st.Result.Error)
+		"error", cmp.Or(st.Result.Error, st.Trouble))
 	same := func(ctx context.Context) error {
 		now, err := e.Runner.Status(ctx, job.Task.ID)
 		if err == nil && now.Job.Attempt != st.Job.Attempt {
@@ -354,17 +347,24 @@ func backoff(attempt int) time.Duration {
 	return d
 }
 
-// releaseSnapshot ends the mover's hold and removes the temporary snapshot.
-func (e *Engine) releaseSnapshot(ctx context.Context, job Job) error {
-	if job.Snapshot == "" {
+// release ends the mover's hold, once it uses nothing any more, and removes the
+// temporary snapshot.
+func (e *Engine) release(ctx context.Context, job Job) error {
+	if job.target() == (backend.Target{}) {
 		return nil
 	}
 	b, err := e.backend(job.Backend)
 	if err != nil {
 		return err
 	}
-	if err := b.Unexport(ctx, backend.Target{SnapshotID: job.Snapshot}, job.Consumer); err != nil {
-		return fmt.Errorf("release snapshot %s: %w", job.Snapshot, err)
+	if err := e.Runner.Release(ctx, job.Task.ID); err != nil {
+		return err
+	}
+	if err := b.Unexport(ctx, job.target(), job.Consumer); err != nil {
+		return fmt.Errorf("release what mover %s held: %w", job.Task.ID, err)
+	}
+	if job.Snapshot == "" {
+		return nil
 	}
 	if err := b.DeleteSnapshot(ctx, job.Snapshot); err != nil {
 		return fmt.Errorf("remove temporary snapshot %s: %w", job.Snapshot, err)
@@ -463,7 +463,7 @@ func (e *Engine) Delete(ctx context.Context, repository, id string) error {
 		if err := e.Runner.Stop(ctx, id); err != nil {
 			return fmt.Errorf("stop backup %s: %w", id, err)
 		}
-		if err := e.releaseSnapshot(ctx, st.Job); err != nil {
+		if err := e.release(ctx, st.Job); err != nil {
 			return err
 		}
 	case err != nil && !errors.Is(err, backend.ErrNotFound):
@@ -518,16 +518,16 @@ type RestoreRequest struct {
 	Backup     string
 	Volume     string // the handle of the volume that the share becomes
 	Name       string // its CSI name
-	// Target is where the share is mounted from.
-	Target mount.Source
-	// Wanted is asked right before a mover starts, when no other can: an error
-	// says that the share is not to be written any more.
+	// Backend and Share are the share that is filled.
+	Backend, Share string
+	// Wanted is asked before a mover starts, the last time when no other can: an
+	// error says that the share is not to be written any more.
 	Wanted func(context.Context) error
 }
 
 // Restore begins a restore, or says how far the one with this id is: Running
-// or Succeeded. After a success the caller calls EndRestore once it has
-// recorded it. ErrFailed when it failed for good, ErrUnavailable when it may
+// or Succeeded, and then nobody has the share mounted. After a success the caller
+// calls EndRestore once it has recorded it. ErrFailed when it failed for good, ErrUnavailable when it may
 // succeed later; either way the next call begins anew.
 func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (*Status, error) {
 	release, err := e.lock(req.ID)
@@ -536,12 +536,22 @@ func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (*Status, erro
 	}
 	defer release()
 
-	job := Job{Attempt: 1, Task: mover.Task{ID: req.ID, Repository: req.Repository, Source: req.Target,
-		Restore: &mover.Restore{Backup: req.Backup, Volume: req.Volume, Name: req.Name}}}
+	job := Job{Backend: req.Backend, Share: req.Share, Consumer: req.ID, Attempt: 1, Files: e.files(req.Repository),
+		Task: mover.Task{ID: req.ID, Repository: req.Repository, Made: true,
+			Restore: &mover.Restore{Backup: req.Backup, Volume: req.Volume, Name: req.Name}}}
 	st, err := e.Runner.Status(ctx, req.ID)
 	switch {
 	case errors.Is(err, backend.ErrNotFound):
-		if err := e.Runner.Start(ctx, job, req.Wanted); err != nil {
+		// Asked before anything is held, too: there is no record either when
+		// another controller has just finished.
+		err := req.Wanted(ctx)
+		if err == nil {
+			err = e.hold(ctx, &job, false)
+		}
+		if err == nil {
+			err = e.Runner.Start(ctx, job, req.Wanted)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("start restore %s: %w", req.ID, err)
 		}
 		klog.FromContext(ctx).Info("Restore begun", "task", req.ID, "backup", req.Backup, "name", req.Name, "volumeID", req.Volume,
@@ -555,7 +565,6 @@ func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (*Status, erro
 	}
 	switch st.Phase {
 	case Interrupted:
-		st.Job.Task.Source = req.Target
 		err := e.restart(ctx, st, true)
 		st.Phase = Running
 		return st, err
@@ -574,6 +583,7 @@ func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (*Status, erro
 		return nil, fmt.Errorf("restore of backup %s: %w: %s", req.Backup, kind, st.Result.Error)
 	case Succeeded:
 		e.remember(st)
+		return st, e.release(ctx, st.Job)
 	}
 	return st, nil
 }
@@ -693,14 +703,15 @@ func (e *Engine) sweep(ctx context.Context) (err error) {
 		for _, s := range snapshots {
 			id, ours := strings.CutPrefix(s.Name, temporaryName(""))
 			if ours && s.Role == backend.RoleTemporary && e.Now().Sub(s.CreatedAt) >= sweepAge {
-				err = errors.Join(err, e.sweepOne(ctx, Job{Backend: name, Snapshot: s.ID, Consumer: consumerOf(id)}, id))
+				err = errors.Join(err, e.sweepOne(ctx, Job{Backend: name, Snapshot: s.ID, Consumer: consumerOf(id), Task: mover.Task{ID: id}}))
 			}
 		}
 	}
 	return err
 }
 
-func (e *Engine) sweepOne(ctx context.Context, job Job, id string) error {
+func (e *Engine) sweepOne(ctx context.Context, job Job) error {
+	id := job.Task.ID
 	release, err := e.lock(id)
 	if err != nil {
 		return nil // somebody does know it
@@ -710,7 +721,7 @@ func (e *Engine) sweepOne(ctx context.Context, job Job, id string) error {
 		return nil
 	}
 	klog.FromContext(ctx).Info("Removing a temporary snapshot that was left behind", "snapshotID", job.Snapshot, "backup", id)
-	return e.releaseSnapshot(ctx, job)
+	return e.release(ctx, job)
 }
 
 // Recent returns the attempts that ended under this process, oldest first.
@@ -844,6 +855,29 @@ func (e *Engine) held(repository string) bool {
 	return e.listings[repository].held.After(e.Now())
 }
 
+// made says whether a repository is known to be there.
+func (e *Engine) made(repository string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.listings[repository].backups) > 0
+}
+
+// files counts the files of the newest backup of each volume.
+func (e *Engine) files(repository string) (n int64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	newest := map[string]*Backup{}
+	for _, b := range e.listings[repository].backups {
+		if old := newest[b.Volume]; old == nil || b.CreatedAt.After(old.CreatedAt) {
+			newest[b.Volume] = b
+		}
+	}
+	for _, b := range newest {
+		n += b.Files
+	}
+	return n
+}
+
 // learn adds a backup that has just been made to what is known.
 func (e *Engine) learn(b *Backup) {
 	e.mu.Lock()
@@ -879,6 +913,15 @@ func (e *Engine) forgetListing(repository string) {
 		l.stale = true
 		e.listings[repository] = l
 	}
+}
+
+// trouble is why a job is not getting on, nil if nothing is known to be wrong.
+func (st *Status) trouble() error {
+	text := cmp.Or(st.Trouble, st.Progress.Trouble)
+	if text == "" {
+		return nil
+	}
+	return fmt.Errorf("mover of %s, attempt %d: %s: %w", st.Job.Task.ID, st.Job.Attempt, text, backend.ErrUnavailable)
 }
 
 // backup says what a job has come to.

@@ -12,7 +12,6 @@ import (
 
 	"github.com/abaca-csi/abaca/pkg/backend"
 	"github.com/abaca-csi/abaca/pkg/backend/memory"
-	"github.com/abaca-csi/abaca/pkg/mount"
 	"github.com/abaca-csi/abaca/pkg/mover"
 	"github.com/abaca-csi/abaca/pkg/restic"
 )
@@ -21,7 +20,9 @@ import (
 type fakeRunner struct {
 	jobs   map[string]*Status
 	starts int
-	now    func() time.Time
+	// mounted is why what a mover had mounted is still there.
+	mounted error
+	now     func() time.Time
 }
 
 func (r *fakeRunner) Start(ctx context.Context, job Job, may func(context.Context) error) error {
@@ -60,6 +61,8 @@ func (r *fakeRunner) Stop(_ context.Context, id string) error {
 	}
 	return nil
 }
+
+func (r *fakeRunner) Release(context.Context, string) error { return r.mounted }
 
 func (r *fakeRunner) Remove(_ context.Context, id string) error {
 	delete(r.jobs, id)
@@ -395,9 +398,12 @@ func TestUnreadableSnapshotsOfOthers(t *testing.T) {
 // A restore that is not wanted any more does not begin.
 func TestRestoreIsAskedForUnderItsLock(t *testing.T) {
 	b := newBench(t)
-	req := RestoreRequest{ID: "restore-x", Repository: "offsite", Backup: "one", Wanted: func(context.Context) error { return backend.ErrConflict }}
+	req := RestoreRequest{ID: "restore-x", Repository: "offsite", Backup: "one", Backend: "mem", Share: b.share.ID, Wanted: func(context.Context) error { return backend.ErrConflict }}
 	if _, err := b.Restore(t.Context(), req); !errors.Is(err, backend.ErrConflict) || b.runner.starts != 0 {
 		t.Errorf("%v, %d movers", err, b.runner.starts)
+	}
+	if _, err := b.backend.ExportOf(t.Context(), req.ID); !errors.Is(err, backend.ErrNotFound) {
+		t.Errorf("the share is held for a restore that nobody wants: %v", err)
 	}
 	req.Wanted = always
 	if _, err := b.Restore(t.Context(), req); err != nil {
@@ -406,6 +412,44 @@ func TestRestoreIsAskedForUnderItsLock(t *testing.T) {
 	req.Backup = "two"
 	if _, err := b.Restore(t.Context(), req); !errors.Is(err, backend.ErrConflict) {
 		t.Errorf("of another backup: %v", err)
+	}
+}
+
+// What a mover used is not taken from under it, and why it does not get on is said.
+func TestReleaseComesFirst(t *testing.T) {
+	b := newBench(t)
+	if _, err := b.Backup(t.Context(), b.request("one")); err != nil {
+		t.Fatal(err)
+	}
+	b.runner.jobs["one"].Trouble = "no node takes its pod"
+	if _, err := b.Backup(t.Context(), b.request("one")); !errors.Is(err, backend.ErrUnavailable) || !strings.Contains(err.Error(), "no node takes") {
+		t.Errorf("while it does not get on: %v", err)
+	}
+	b.runner.mounted = backend.ErrPending
+	b.end("one", mover.Result{Snapshot: "s1"})
+	if err := b.look(t.Context(), "one"); !errors.Is(err, backend.ErrPending) || b.snapshots() != 1 {
+		t.Errorf("its snapshot is removed while it is mounted: %v", err)
+	}
+	req := RestoreRequest{ID: "restore-x", Repository: "offsite", Backup: "one", Backend: "mem", Share: b.share.ID, Wanted: always}
+	if _, err := b.Restore(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	b.runner.jobs[req.ID].Phase = Succeeded
+	if _, err := b.Restore(t.Context(), req); !errors.Is(err, backend.ErrPending) {
+		t.Errorf("restored while it is mounted: %v", err)
+	}
+	if _, err := b.backend.ExportOf(t.Context(), req.ID); err != nil {
+		t.Errorf("the hold ended while it is mounted: %v", err)
+	}
+	b.runner.mounted = nil
+	if _, err := b.Restore(t.Context(), req); err != nil {
+		t.Error(err)
+	}
+	if _, err := b.backend.ExportOf(t.Context(), req.ID); !errors.Is(err, backend.ErrNotFound) {
+		t.Errorf("the hold is left: %v", err)
+	}
+	if err := b.look(t.Context(), "one"); err != nil || b.snapshots() != 0 {
+		t.Errorf("left: %d snapshots, %v", b.snapshots(), err)
 	}
 }
 
@@ -444,23 +488,24 @@ func TestNextAttemptOnAnotherNode(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.Node.Name = "second"
-	b.runner.jobs["one"].Phase, b.runner.jobs["one"].Job.Task.Source = Interrupted, mount.Source{Protocol: "moved"}
-	if err := b.look(t.Context(), "one"); err != nil {
-		t.Fatal(err)
-	}
-	granted := b.store.Granted(consumerOf("one"))
-	if _, ok := granted["second"]; !ok || b.runner.jobs["one"].Job.Task.Source.Protocol == "moved" {
-		t.Errorf("let in: %v; the source is %+v", granted, b.runner.jobs["one"].Job.Task.Source)
-	}
-	// A restore is given its source by whoever asks for it.
-	req := RestoreRequest{ID: "restore-x", Repository: "offsite", Backup: "one", Target: mount.Source{Protocol: "bind"}, Wanted: always}
+	req := RestoreRequest{ID: "restore-x", Repository: "offsite", Backup: "one", Backend: "mem", Share: b.share.ID, Wanted: always}
 	if _, err := b.Restore(t.Context(), req); err != nil {
 		t.Fatal(err)
 	}
-	b.runner.jobs[req.ID].Phase = Interrupted
-	req.Target.Protocol = "nfs"
-	if _, err := b.Restore(t.Context(), req); err != nil || b.runner.jobs[req.ID].Job.Task.Source.Protocol != "nfs" {
-		t.Errorf("restore: %+v, %v", b.runner.jobs[req.ID].Job.Task.Source, err)
+	for _, st := range b.runner.jobs {
+		st.Phase, st.Job.Task.Source.Protocol = Interrupted, "moved"
+	}
+	if err := b.look(t.Context(), "one"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Restore(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	for id, consumer := range map[string]string{"one": consumerOf("one"), req.ID: req.ID} {
+		granted := b.store.Granted(consumer)
+		if _, ok := granted["second"]; !ok || b.runner.jobs[id].Job.Task.Source.Protocol == "moved" {
+			t.Errorf("%s: let in: %v; the source is %+v", id, granted, b.runner.jobs[id].Job.Task.Source)
+		}
 	}
 }
 
@@ -541,7 +586,7 @@ func TestRunFinishesWhatNobodyAsksFor(t *testing.T) {
 
 func TestRestore(t *testing.T) {
 	b := newBench(t)
-	req := RestoreRequest{ID: "restore-x", Repository: "offsite", Backup: "one", Target: mount.Source{Protocol: "bind", Locations: []string{"/x"}}, Wanted: always}
+	req := RestoreRequest{ID: "restore-x", Repository: "offsite", Backup: "one", Backend: "mem", Share: b.share.ID, Wanted: always}
 	if st, err := b.Restore(t.Context(), req); err != nil || st.Phase != Running {
 		t.Fatalf("%+v, %v", st, err)
 	}

@@ -82,6 +82,8 @@ func (r *instant) Jobs(context.Context) (all []*backup.Status, err error) {
 
 func (r *instant) Stop(context.Context, string) error { return nil }
 
+func (r *instant) Release(context.Context, string) error { return nil }
+
 func (r *instant) Remove(_ context.Context, id string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

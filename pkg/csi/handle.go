@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
+	"github.com/abaca-csi/abaca/pkg/backup"
 )
 
 // Handles are the ids that the orchestrator keeps for us. They say all that is
@@ -18,6 +19,12 @@ import (
 //	a snapshot volume      <backend>/@<snapshot>#<consumer>
 //	a snapshot             <backend>/@<snapshot>
 //	a backup               backup/<repository>/<backup>
+//	what a mover reads     <backend>/@<snapshot>#backup-<digest>
+//	what a mover fills     <backend>/<share>#restore-<digest>
+//
+// The last two are of no volume: they can be published and staged and nothing
+// else, only while the named consumer holds the snapshot or the share, and only
+// whoever makes PersistentVolumes can write one.
 //
 // Names that an orchestrator chooses are arbitrary text of up to 128 bytes and
 // more, so what stands for one in a handle is a digest of it.
@@ -30,9 +37,15 @@ const (
 // Volume is a volume's handle.
 type Volume struct {
 	Backend string
-	// Share is set for a share; Snapshot and Consumer for a snapshot volume.
+	// Share is set for a share; Snapshot and Consumer for a snapshot volume. What
+	// a mover uses has a Consumer in any case.
 	Share              string
 	Snapshot, Consumer string
+}
+
+// MoverHandle is the handle of what a mover reads or fills.
+func MoverHandle(job backup.Job) string {
+	return Volume{Backend: job.Backend, Share: job.Share, Snapshot: job.Snapshot, Consumer: job.Consumer}.String()
 }
 
 // Snapshot is the handle of what CSI calls a snapshot: one on the storage
@@ -46,6 +59,8 @@ var (
 	backendName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,22}[a-z0-9]$|^[a-z]$`)
 	objectID    = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,48}$`)
 	consumer    = regexp.MustCompile(`^vol-[a-z2-7]{26}$`)
+	movesFrom   = regexp.MustCompile(`^backup-[a-z2-7]{26}$`)
+	movesTo     = regexp.MustCompile(`^restore-[a-z2-7]{26}$`)
 	repository  = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
 	backupID    = regexp.MustCompile(`^[a-z2-7]{26}$`)
 )
@@ -73,6 +88,9 @@ func (v Volume) String() string {
 	if v.Referring() {
 		return v.Backend + "/@" + v.Snapshot + "#" + v.Consumer
 	}
+	if v.Consumer != "" {
+		return v.Backend + "/" + v.Share + "#" + v.Consumer
+	}
 	return v.Backend + "/" + v.Share
 }
 
@@ -89,19 +107,32 @@ func (s Snapshot) String() string {
 // ParseVolume reads a volume's handle. What is not one of ours is
 // backend.ErrNotFound: no volume has that id.
 func ParseVolume(id string) (Volume, error) {
+	v, err := parsePublished(id)
+	if err == nil && v.Consumer != "" && !consumer.MatchString(v.Consumer) {
+		return Volume{}, notOurs(id)
+	}
+	return v, err
+}
+
+// parsePublished reads the handle of a volume, or of what a mover uses.
+func parsePublished(id string) (Volume, error) {
 	name, rest, ok := strings.Cut(id, "/")
-	v := Volume{Backend: name, Share: rest}
-	if ref, is := strings.CutPrefix(rest, "@"); is {
-		v.Share = ""
-		v.Snapshot, v.Consumer, _ = strings.Cut(ref, "#")
-		ok = ok && objectID.MatchString(v.Snapshot) && consumer.MatchString(v.Consumer)
+	what, holder, held := strings.Cut(rest, "#")
+	v := Volume{Backend: name, Share: what, Consumer: holder}
+	if ref, is := strings.CutPrefix(what, "@"); is {
+		v.Share, v.Snapshot = "", ref
+		ok = ok && objectID.MatchString(ref) && (consumer.MatchString(holder) || movesFrom.MatchString(holder))
 	} else {
-		ok = ok && objectID.MatchString(v.Share)
+		ok = ok && objectID.MatchString(what) && (!held || movesTo.MatchString(holder))
 	}
 	if !ok || len(id) > maxHandle || !ValidBackendName(name) {
-		return Volume{}, fmt.Errorf("%.140q is not the id of a volume of this driver: %w", id, backend.ErrNotFound)
+		return Volume{}, notOurs(id)
 	}
 	return v, nil
+}
+
+func notOurs(id string) error {
+	return fmt.Errorf("%.140q is not the id of a volume of this driver: %w", id, backend.ErrNotFound)
 }
 
 // ParseSnapshot reads the handle of a snapshot or backup. What is not one of

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
+	"github.com/abaca-csi/abaca/pkg/backup"
 )
 
 func TestHandles(t *testing.T) {
@@ -22,6 +23,18 @@ func TestHandles(t *testing.T) {
 		}
 		if len(v.String()) > maxHandle {
 			t.Errorf("%s has %d bytes", v, len(v.String()))
+		}
+	}
+	for _, job := range []backup.Job{
+		{Backend: "local", Snapshot: id, Consumer: "backup-" + id},
+		{Backend: strings.Repeat("m", 24), Share: strings.Repeat("S", 48), Consumer: "restore-" + id},
+	} {
+		got, err := parsePublished(MoverHandle(job))
+		if err != nil || got.Share != job.Share || got.Snapshot != job.Snapshot || got.Consumer != job.Consumer {
+			t.Errorf("%s became %+v, %v", MoverHandle(job), got, err)
+		}
+		if v, err := ParseVolume(MoverHandle(job)); !errors.Is(err, backend.ErrNotFound) || len(MoverHandle(job)) > maxHandle {
+			t.Errorf("what a mover uses is volume %+v, %v", v, err)
 		}
 	}
 	for _, s := range []Snapshot{
@@ -45,8 +58,10 @@ func TestForeignHandles(t *testing.T) {
 		"", "/", "local", "local/", "/" + id, "local/../" + id, "local/" + id + "/x", "local/" + id + "\n", "Local/" + id,
 		"local/@" + id, "local/@" + id + "#", "local/@" + id + "#x", "local/@#" + ref, "local/@" + id + "#" + ref + "x",
 		"local/#" + ref, "backup/" + id, "local/" + strings.Repeat("x", 200), "vol-0123456789abcdef", "loc\x00al/" + id,
+		"local/" + id + "#", "local/" + id + "#" + ref, "local/" + id + "#backup-" + id, "local/@" + id + "#restore-" + id,
+		"local/@" + id + "#backup-" + id + "x", "local/" + id + "#restore-" + id + "#x", "local/#restore-" + id,
 	} {
-		if v, err := ParseVolume(s); !errors.Is(err, backend.ErrNotFound) {
+		if v, err := parsePublished(s); !errors.Is(err, backend.ErrNotFound) {
 			t.Errorf("volume %q is %+v, %v", s, v, err)
 		}
 	}
@@ -64,11 +79,11 @@ func TestForeignHandles(t *testing.T) {
 // handles never mean one object.
 func FuzzHandles(f *testing.F) {
 	id := digest("a")
-	for _, s := range []string{"local/" + id, "local/@" + id, "local/@" + id + "#" + consumerPrefix + id, "backup/r/" + id, "backup/@x", "a/b#c"} {
+	for _, s := range []string{"local/" + id, "local/@" + id, "local/@" + id + "#" + consumerPrefix + id, "backup/r/" + id, "backup/@x", "a/b#c", "local/" + id + "#restore-" + id} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		if v, err := ParseVolume(s); err == nil && (v.String() != s || len(s) > maxHandle) {
+		if v, err := parsePublished(s); err == nil && (v.String() != s || len(s) > maxHandle) {
 			t.Errorf("volume %q is written %q", s, v)
 		}
 		if v, err := ParseSnapshot(s); err == nil && (v.String() != s || len(s) > maxHandle) {

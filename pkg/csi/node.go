@@ -28,7 +28,7 @@ func readUse(id string, vc *csi.VolumeCapability, readOnly bool) (use, error) {
 	if id == "" {
 		return use{}, errNoVolumeID
 	}
-	v, err := ParseVolume(id)
+	v, err := parsePublished(id)
 	if err != nil {
 		return use{}, err
 	}

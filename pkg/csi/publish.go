@@ -99,7 +99,7 @@ func (d *Driver) ControllerUnpublishVolume(ctx context.Context, req *csi.Control
 		return nil, errNoVolumeID
 	}
 	resp := &csi.ControllerUnpublishVolumeResponse{}
-	v, err := ParseVolume(req.GetVolumeId())
+	v, err := parsePublished(req.GetVolumeId())
 	if err != nil {
 		return resp, nil
 	}
@@ -113,7 +113,7 @@ func (d *Driver) ControllerUnpublishVolume(ctx context.Context, req *csi.Control
 	}
 	name, _, _ := strings.Cut(req.GetNodeId(), ",")
 	consumer := v.Consumer
-	if !v.Referring() {
+	if consumer == "" {
 		share, err := b.Share(ctx, v.Share)
 		if isNotFound(err) {
 			return resp, nil // DeleteShare ends what was granted, and is repeated until it has

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
+	"github.com/abaca-csi/abaca/pkg/backup"
 	"github.com/abaca-csi/abaca/pkg/mount"
 )
 
@@ -97,6 +99,77 @@ func TestPublish(t *testing.T) {
 		granted("data", unpublish.left)
 	}
 	granted("look", map[string]bool{"one": true})
+}
+
+// TestPublishToMovers: a mover is let in to what its consumer holds, for as long as
+// it does, and its handle is of no volume.
+func TestPublishToMovers(t *testing.T) {
+	f, ctx := newFixture(t), context.Background()
+	v := f.volume(create("data", writer, nil))
+	_, share, _ := strings.Cut(v.GetVolumeId(), "/")
+	snap, err := f.backend.CreateSnapshot(ctx, backend.CreateSnapshotRequest{Name: "backup/x", ShareID: share, Role: backend.RoleTemporary})
+	if err != nil {
+		t.Fatal(err)
+	}
+	draft, err := f.backend.CreateShare(ctx, backend.CreateShareRequest{Name: "draft", MinSize: 1 << 20, Role: backend.RoleUser, Draft: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		job  backup.Job
+		mode csi.VolumeCapability_AccessMode_Mode
+	}{
+		{backup.Job{Backend: "mem", Snapshot: snap.ID, Consumer: "backup-" + digest("x")}, reader},
+		{backup.Job{Backend: "mem", Share: draft.ID, Consumer: "restore-" + digest("x")}, writer},
+	} {
+		id, target := MoverHandle(test.job), backend.Target{SnapshotID: test.job.Snapshot, ShareID: test.job.Share}
+		publish := &csi.ControllerPublishVolumeRequest{VolumeId: id, NodeId: "here,192.0.2.1", VolumeCapability: cap1(test.mode)}
+		stage := &csi.NodeStageVolumeRequest{VolumeId: id, StagingTargetPath: filepath.Join(f.dir, "s"), VolumeCapability: cap1(test.mode)}
+		refused := func() {
+			t.Helper()
+			_, err := f.ControllerPublishVolume(ctx, publish)
+			code(t, err, codes.NotFound)
+			_, err = f.NodeStageVolume(ctx, stage)
+			code(t, err, codes.NotFound)
+		}
+		refused() // nobody holds it
+		if _, err := f.backend.Export(ctx, target, test.job.Consumer); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.ControllerPublishVolume(ctx, publish); err != nil {
+			t.Error(err)
+		}
+		if len(f.store.Granted(test.job.Consumer)) != 1 {
+			t.Errorf("let in: %v", f.store.Granted(test.job.Consumer))
+		}
+		if _, err := f.NodeStageVolume(ctx, stage); err != nil {
+			t.Error(err)
+		}
+		if _, err := f.NodeUnstageVolume(ctx, &csi.NodeUnstageVolumeRequest{VolumeId: id, StagingTargetPath: stage.StagingTargetPath}); err != nil {
+			t.Error(err)
+		}
+		if _, err := f.ControllerUnpublishVolume(ctx, &csi.ControllerUnpublishVolumeRequest{VolumeId: id, NodeId: publish.NodeId}); err != nil || len(f.store.Granted(test.job.Consumer)) != 0 {
+			t.Errorf("let in after all: %v, %v", f.store.Granted(test.job.Consumer), err)
+		}
+		// For nothing else.
+		_, err := f.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: "of it", SourceVolumeId: id})
+		code(t, err, codes.NotFound)
+		_, err = f.ControllerGetVolume(ctx, &csi.ControllerGetVolumeRequest{VolumeId: id})
+		code(t, err, codes.NotFound)
+		if _, err := f.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: id}); err != nil {
+			t.Error(err)
+		}
+		if held, err := f.backend.ExportOf(ctx, test.job.Consumer); err != nil || held.Target != target {
+			t.Errorf("DeleteVolume ended the hold: %v, %v", held, err)
+		}
+		if err := f.backend.Unexport(ctx, target, test.job.Consumer); err != nil {
+			t.Fatal(err)
+		}
+		refused()
+	}
+	// A draft is nobody's volume, whatever holds it.
+	_, err = f.ControllerPublishVolume(ctx, &csi.ControllerPublishVolumeRequest{VolumeId: "mem/" + draft.ID, NodeId: "here,", VolumeCapability: cap1(writer)})
+	code(t, err, codes.Aborted)
 }
 
 // TestNodeAlone: a node that has no backend mounts what the controller has

@@ -45,7 +45,7 @@ func (d *Driver) createFromBackup(ctx context.Context, c creation, s Snapshot) (
 			return nil, err
 		}
 	}
-	restore, target := restoreID(share), backend.Target{ShareID: share.ID}
+	restore := restoreID(share)
 	// Another controller may finish, or give up, what this one waits for.
 	draft := func(ctx context.Context) error {
 		now, err := c.backend.Share(ctx, share.ID)
@@ -54,14 +54,11 @@ func (d *Driver) createFromBackup(ctx context.Context, c creation, s Snapshot) (
 		}
 		return err
 	}
-	var st *backup.Status
-	at, err := engine.Export(ctx, c.backend, target, restore, false)
-	if err == nil {
-		st, err = d.awaitRestore(ctx, engine, backup.RestoreRequest{
-			ID: restore, Repository: s.Repository, Backup: s.Backup, Volume: Volume{Backend: c.backendName, Share: share.ID}.String(),
-			Name: c.name, Target: at, Wanted: draft})
-	}
+	st, err := d.awaitRestore(ctx, engine, backup.RestoreRequest{
+		ID: restore, Repository: s.Repository, Backup: s.Backup, Volume: Volume{Backend: c.backendName, Share: share.ID}.String(),
+		Name: c.name, Backend: c.backendName, Share: share.ID, Wanted: draft})
 	if err != nil && final(err) {
+		// The orchestrator may never come back, so nothing stays.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTimeout)
 		defer cancel()
 		if gone := draft(ctx); gone != nil {
@@ -70,16 +67,13 @@ func (d *Driver) createFromBackup(ctx context.Context, c creation, s Snapshot) (
 		if left := engine.EndRestore(ctx, restore); left != nil {
 			return nil, errors.Join(err, left)
 		}
-		return nil, errors.Join(err, c.backend.DeleteShare(ctx, share.ID))
+		return nil, errors.Join(err, deleteUnused(ctx, c.backend, share.ID))
 	}
 	if err != nil {
 		return nil, err
 	}
 	if st.Phase != backup.Succeeded {
 		return nil, fmt.Errorf("volume %q is being restored: %s: %w", c.name, percentage(st), backend.ErrPending)
-	}
-	if err := c.backend.Unexport(ctx, target, restore); err != nil {
-		return nil, err
 	}
 	if err := c.backend.CommitShare(ctx, share.ID); err != nil {
 		return nil, err
@@ -88,6 +82,22 @@ func (d *Driver) createFromBackup(ctx context.Context, c creation, s Snapshot) (
 		return nil, err
 	}
 	return answerShare(c, share), nil
+}
+
+// deleteUnused deletes a share as soon as the node that had it mounted has taken
+// it off.
+func deleteUnused(ctx context.Context, b backend.Backend, id string) error {
+	for {
+		err := b.DeleteShare(ctx, id)
+		if !errors.Is(err, backend.ErrInUse) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(restorePoll):
+		}
+	}
 }
 
 // errNoDraft asks the orchestrator to call again, and see what the share is now.
@@ -134,6 +144,9 @@ func (d *Driver) awaitRestore(ctx context.Context, engine *backup.Engine, req ba
 
 func percentage(st *backup.Status) string {
 	p := st.Progress
+	if st.Trouble != "" {
+		return st.Trouble
+	}
 	text := "0 %"
 	if p.BytesTotal != 0 {
 		text = fmt.Sprintf("%d %% (%d of %d bytes, %d of %d files)",

@@ -117,7 +117,7 @@ func usableOn(v Volume, export *backend.Export, node string) error {
 
 // exported asks the backend for the volume's export as it is now.
 func exported(ctx context.Context, b backend.Backend, v Volume) (*backend.Export, error) {
-	if v.Referring() {
+	if v.Consumer != "" {
 		export, err := b.ExportOf(ctx, v.Consumer)
 		if err != nil {
 			return nil, fmt.Errorf("volume %s: %w", v, err)

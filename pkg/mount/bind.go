@@ -25,8 +25,29 @@ func (bind) find(ctx context.Context, m *Mounter, src Source) (origin, error) {
 	if len(src.Locations) != 1 || src.Path != "" || src.User != "" {
 		return nil, fmt.Errorf("%s: bind needs one location, an absolute path, and neither a path below it nor a user: %w", src, ErrInvalid)
 	}
+	if m.own.Placed {
+		return placed(src.Locations[0]), nil
+	}
 	return m.directory(ctx, src.Locations[0])
 }
+
+// placed is the origin of a bind that somebody else has made from what is not
+// seen here. It can be recognized, and not mounted.
+type placed string
+
+func (p placed) is(e *mountinfo.Info, _ unix.Stat_t) bool {
+	up, down := filepath.Split(filepath.Clean(string(p)))
+	rootUp, rootDown := filepath.Split(e.Root)
+	return down != "" && down == rootDown && filepath.Base(up) == filepath.Base(rootUp)
+}
+
+func (p placed) allows(options) error {
+	return fmt.Errorf("%s is not seen here: %w", string(p), ErrNoSource)
+}
+
+func (placed) half(*mountinfo.Info) bool { return false }
+
+func (p placed) attach(context.Context, string, int, options) error { return p.allows(options{}) }
 
 // directory is the origin of a bind: a directory and its place in a file
 // system, as mountinfo will show it. The device in mountinfo is not always

@@ -45,6 +45,10 @@ type Options struct {
 	// Tied ends what serves a mount, ceph-fuse, when this process ends, however
 	// it does: for a process whose mount namespace is to go with it.
 	Tied bool
+	// Placed is for a process in whose mount namespace somebody else has mounted
+	// what it uses: the locations of binds are not seen there, so a bind is proved
+	// by the names of its directory and of the one above it, in their file system.
+	Placed bool
 }
 
 // New returns a Mounter for the mount namespace of this process, with at most

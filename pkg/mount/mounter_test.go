@@ -391,6 +391,28 @@ func TestBindIs(t *testing.T) {
 	}
 }
 
+// TestPlaced: where the origin of a bind is not seen, it is known by its place.
+func TestPlaced(t *testing.T) {
+	dir := scratch(t)
+	for _, d := range []string{"snapshots/one", "snapshots/two", "shares/one", "at"} {
+		must(t, os.MkdirAll(filepath.Join(dir, d), 0o755))
+	}
+	m, at, ctx := New(Options{Placed: true}), filepath.Join(dir, "at"), context.Background()
+	src := func(path string) Source { return Source{Protocol: "bind", Locations: []string{path}} }
+	one := src("/elsewhere/snapshots/one")
+	wantIs(t, m.Prove(ctx, at, one, true), ErrNotMounted)
+	wantIs(t, m.Mount(ctx, one, at, true, nil), ErrNoSource)
+	must(t, New().Mount(ctx, src(filepath.Join(dir, "snapshots/one")), at, true, nil))
+	wantIs(t, m.Prove(ctx, at, one, true), nil)
+	for _, other := range []string{"/elsewhere/snapshots/two", "/elsewhere/shares/one", "/one", "/"} {
+		wantIs(t, m.Prove(ctx, at, src(other), true), ErrOther)
+	}
+	must(t, unix.Unmount(at, 0))
+	must(t, New().Mount(ctx, src(filepath.Join(dir, "snapshots/one")), at, false, nil))
+	wantIs(t, m.Prove(ctx, at, one, true), ErrWritable)
+	wantIs(t, m.Prove(ctx, at, one, false), nil)
+}
+
 func TestBind(t *testing.T) {
 	both(t, func(t *testing.T, m *Mounter, dir string) {
 		ctx := t.Context()

@@ -69,6 +69,9 @@ type Task struct {
 	Source  mount.Source `json:"source"`
 	Backup  *Backup      `json:"backup,omitempty"`
 	Restore *Restore     `json:"restore,omitempty"`
+	// Made says that the repository has been there, so that one which is not
+	// there has vanished, and is not made anew.
+	Made bool `json:"made,omitempty"`
 	// Recover says that an earlier mover of this task ended without a word: its
 	// stale locks are removed and the index is repaired first.
 	Recover bool `json:"recover,omitempty"`

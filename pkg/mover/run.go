@@ -444,6 +444,9 @@ func (m *mover) recover(ctx context.Context) error {
 // the repository when there is none, unless a backup has begun beside it.
 func (m *mover) snapshots(ctx context.Context, b *Backup) ([]restic.Snapshot, error) {
 	snapshots, err := m.Restic.Snapshots(ctx, TagVolume+b.Volume)
+	if errors.Is(err, restic.ErrNoRepository) && m.task.Made {
+		return nil, fmt.Errorf("%w, and was there before; is its disk mounted?", err)
+	}
 	if errors.Is(err, restic.ErrNoRepository) && b.Parent == nil {
 		made := m.init(ctx)
 		// Another mover may have been faster, so what counts is what is there.

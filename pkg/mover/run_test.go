@@ -69,7 +69,10 @@ func (f *fakeRepository) Init(context.Context) error {
 	}
 	return err
 }
-func (f *fakeRepository) Unlock(context.Context) error      { return f.say("unlock") }
+func (f *fakeRepository) Unlock(context.Context) error { return f.say("unlock") }
+func (f *fakeRepository) UnlockHost(context.Context, string) error {
+	return f.say("unlock host")
+}
 func (f *fakeRepository) RepairIndex(context.Context) error { return f.say("repair") }
 
 func (f *fakeRepository) Snapshots(_ context.Context, tags ...string) ([]restic.Snapshot, error) {
@@ -183,6 +186,10 @@ func TestFlow(t *testing.T) {
 		"no repository": {
 			task: backupTask(), tweaks: []tweak{missing},
 			log: []string{look, "init", look, "backup parent= 0s", proof, held},
+		},
+		"a repository that was there": {
+			task: backupTask(), tweaks: []tweak{missing, func(task *Task, _ *fakeRepository, _ *fakeMounts) { task.Made = true }}, reason: ReasonRepository,
+			log: []string{look},
 		},
 		"somebody else was faster": {
 			task: backupTask(), tweaks: []tweak{errs("snapshots", restic.ErrNoRepository), errs("init", restic.ErrFailed)},

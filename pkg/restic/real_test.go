@@ -289,6 +289,40 @@ func TestLocks(t *testing.T) {
 	}
 }
 
+// The lock of a host that is gone goes, whatever its process's number, and the lock
+// of another does not.
+func TestUnlockHost(t *testing.T) {
+	t.Parallel()
+	if os.Getuid() != 0 {
+		t.Skip("needs root, for namespaces")
+	}
+	r, dir, ids := copyOfTemplate(t)
+	holder := exec.Command("/bin/sh", "-c", `echo pod-a >/proc/sys/kernel/hostname; "$@"; exit $?`, "sh", program(t), "check", "--no-cache")
+	holder.Env = r.environ
+	holder.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUTS | unix.CLONE_NEWPID}
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, func() bool { return lockIn(dir) })
+	holder.Process.Kill() // and with the first process all of them
+	holder.Wait()
+	if err := errors.Join(r.Unlock(t.Context()), r.UnlockHost(t.Context(), "pod-b")); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Forget(t.Context(), 0, ids[0]); !errors.Is(err, ErrLocked) {
+		t.Errorf("a lock that may be live was removed: %v", err)
+	}
+	if err := r.UnlockHost(t.Context(), "pod-a"); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Forget(t.Context(), 0, ids[0]); err != nil {
+		t.Error(err)
+	}
+	if name, err := os.Hostname(); err != nil || name == "pod-a" {
+		t.Errorf("this host is called %s now, %v", name, err)
+	}
+}
+
 // lockIn says whether there is a lock in a repository. While restic writes one,
 // it has another name.
 func lockIn(dir string) bool {

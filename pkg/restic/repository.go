@@ -15,6 +15,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Config says how a repository is reached.
@@ -41,6 +43,8 @@ type Repository struct {
 	redact  *strings.Replacer
 	seen    seen
 	command func(ctx context.Context, name string, arg ...string) *exec.Cmd
+	// apart are the namespaces that restic does not share with this process.
+	apart uintptr
 }
 
 var _ Client = (*Repository)(nil)
@@ -318,6 +322,23 @@ func (r *Repository) Forget(ctx context.Context, retryLock time.Duration, ids ..
 func (r *Repository) Unlock(ctx context.Context) error {
 	_, err := r.run(ctx, "/", ignore, "unlock")
 	return err
+}
+
+// onHost gives its namespaces the name of a host, and runs a program at a number at
+// which no process is that a lock could name: restic takes a lock for dead when it
+// is of its own host and there is no such process, or thread. The shell stays process 1.
+const onHost = `echo "$1" >/proc/sys/kernel/hostname && echo 1000000 >/proc/sys/kernel/ns_last_pid && shift || exit 1
+"$@"
+exit $?`
+
+// UnlockHost implements [Client].
+func (r *Repository) UnlockHost(ctx context.Context, host string) error {
+	there := *r
+	there.apart = unix.CLONE_NEWUTS | unix.CLONE_NEWPID
+	there.command = func(ctx context.Context, name string, arg ...string) *exec.Cmd {
+		return r.command(ctx, "/bin/sh", append([]string{"-c", onHost, "sh", host, name}, arg...)...)
+	}
+	return there.Unlock(ctx)
 }
 
 // RepairIndex implements [Client].

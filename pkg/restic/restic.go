@@ -164,6 +164,9 @@ type Client interface {
 	// Unlock removes stale locks and no others: restic's rule is a dead process
 	// of this host, or no refresh for 30 minutes.
 	Unlock(ctx context.Context) error
+	// UnlockHost removes the locks of a host of which the caller knows that it is
+	// gone with all its processes, and stale ones. It needs CAP_SYS_ADMIN.
+	UnlockHost(ctx context.Context, host string) error
 	// RepairIndex rebuilds the index from the packs, so that what an
 	// interrupted backup has uploaded is found again.
 	RepairIndex(ctx context.Context) error

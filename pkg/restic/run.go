@@ -69,7 +69,7 @@ func (r *Repository) listen(ctx context.Context, dir string, line func([]byte), 
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Setpgid:   true, // a terminal's ^C reaches us, and restic through ctx
-		Pdeathsig: syscall.SIGKILL,
+		Pdeathsig: syscall.SIGKILL, Cloneflags: r.apart,
 	}
 	// The kernel sends Pdeathsig when the thread that forked ends, so that
 	// thread must live for as long as restic does.

@@ -264,6 +264,9 @@ func (r *Runner) Stop(ctx context.Context, id string) error {
 	return nil
 }
 
+// Release implements [backup.Runner]: what a mover has mounted goes with it.
+func (r *Runner) Release(context.Context, string) error { return nil }
+
 // Remove implements [backup.Runner].
 func (r *Runner) Remove(ctx context.Context, id string) error {
 	lock, err := r.stop(ctx, id)

@@ -58,8 +58,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
 {{- define "abaca.hostNetwork" -}}
-{{- if kindIs "bool" .Values.controller.hostNetwork }}{{ if .Values.controller.hostNetwork }}true{{ end }}
-{{- else }}{{ include "abaca.manila" . }}{{ end }}
+{{- if .Values.controller.hostNetwork }}true{{ end }}
 {{- end }}
 
 {{- define "abaca.metrics" -}}
@@ -122,7 +121,7 @@ runAsGroup: 65532
 - --kube-api-burst={{ .root.Values.controller.kubeAPI.burst }}
 - --timeout={{ .of.timeout }}
 - --retry-interval-max={{ .of.retryIntervalMax }}
-{{- if .root.Values.controller.leaderElection }}
+{{- if gt (int .root.Values.controller.replicas) 1 }}
 - --leader-election
 - --leader-election-namespace=$(NAMESPACE)
 {{- end }}
@@ -130,7 +129,7 @@ runAsGroup: 65532
 {{- end }}
 
 {{- define "abaca.sidecarRest" -}}
-{{- if .root.Values.controller.leaderElection }}
+{{- if gt (int .root.Values.controller.replicas) 1 }}
 env:
   - name: NAMESPACE
     valueFrom: {fieldRef: {fieldPath: metadata.namespace}}

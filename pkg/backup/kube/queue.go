@@ -1,0 +1,221 @@
+package kube
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/klog/v2"
+
+	"github.com/abaca-csi/abaca/pkg/backend"
+)
+
+// orphanAge is how old objects without a record must be before they count as
+// left behind by somebody who was killed between making and recording them.
+const orphanAge = 5 * time.Minute
+
+const (
+	// sweepEvery is how often one looks for them.
+	sweepEvery = time.Minute
+	// startAge is how long a pod may take to start before another is made, after
+	// the template as it is then.
+	startAge = 10 * time.Minute
+)
+
+// Run lets movers run as others end, and removes what was left behind, until ctx
+// ends. Several controllers may do so at once.
+func (r *Runner) Run(ctx context.Context, every time.Duration) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	said := ""
+	for swept := r.Now(); ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		err := r.admit(ctx)
+		if r.Now().Sub(swept) > sweepEvery {
+			swept = r.Now()
+			err = errors.Join(err, r.sweep(ctx))
+		}
+		if err != nil && ctx.Err() == nil && said != err.Error() {
+			klog.FromContext(ctx).Error(err, "Looking after movers")
+			said = err.Error()
+		} else if err == nil {
+			said = ""
+		}
+	}
+}
+
+// entry is a job in the queue.
+type entry struct {
+	rec     *record
+	running bool
+}
+
+// tenant is whom a job is for: the namespace of the claim that is backed up; all
+// restores together are one. Tenants take turns.
+func (e entry) tenant() string {
+	if b := e.rec.Job.Task.Backup; b != nil {
+		name, _, _ := strings.Cut(b.Host, "/")
+		return name
+	}
+	return ""
+}
+
+// next returns those that may run now. Tenants take turns: who has less that runs or
+// goes before comes first, then who has waited longer. A repository that is full
+// holds nobody else up. Of one that may not be there yet, one mover runs at a time,
+// as two would make it twice.
+func next(queue []entry, limit, each int) []*record {
+	total, of, making, turns := 0, map[string]int{}, map[string]bool{}, map[string]int{}
+	count := func(e entry) {
+		task := e.rec.Job.Task
+		total++
+		of[task.Repository]++
+		making[task.Repository] = making[task.Repository] || !task.Made
+	}
+	var waiting []entry
+	for _, e := range queue {
+		if e.running {
+			count(e)
+			turns[e.tenant()]++
+		} else {
+			waiting = append(waiting, e)
+		}
+	}
+	slices.SortFunc(waiting, func(a, b entry) int {
+		return cmp.Or(a.rec.Started.Compare(b.rec.Started), strings.Compare(a.rec.Job.Task.ID, b.rec.Job.Task.ID))
+	})
+	turn := map[*record]int{}
+	for _, e := range waiting {
+		turn[e.rec] = turns[e.tenant()]
+		turns[e.tenant()]++
+	}
+	slices.SortStableFunc(waiting, func(a, b entry) int { return cmp.Compare(turn[a.rec], turn[b.rec]) })
+	var chosen []*record
+	for _, e := range waiting {
+		task := e.rec.Job.Task
+		if total < limit && of[task.Repository] < each && (task.Made || !making[task.Repository]) {
+			count(e)
+			chosen = append(chosen, e.rec)
+		}
+	}
+	return chosen
+}
+
+// admit lets those run whose turn it is.
+func (r *Runner) admit(ctx context.Context) error {
+	s, err := r.survey(ctx)
+	if err != nil {
+		return err
+	}
+	var queue []entry
+	for _, rec := range s.records {
+		job := s.job(rec)
+		if rec.claimed() || rec.Phase != "" || job == nil || job.DeletionTimestamp != nil || finished(job) != nil {
+			continue
+		}
+		queue = append(queue, entry{rec, job.Spec.Suspend == nil || !*job.Spec.Suspend})
+	}
+	if !slices.ContainsFunc(queue, func(e entry) bool { return !e.running }) {
+		return nil
+	}
+	template, err := r.template(ctx)
+	if err != nil {
+		return err
+	}
+	limit, err := number(template, Limit)
+	if err != nil {
+		return err
+	}
+	each, err := number(template, LimitEach)
+	if err != nil {
+		return err
+	}
+	for _, rec := range next(queue, limit, each) {
+		// The UID keeps it from another Job of that name.
+		patch := fmt.Sprintf(`{"metadata":{"uid":%q},"spec":{"suspend":false}}`, rec.UID)
+		_, err := r.Client.BatchV1().Jobs(r.Namespace).Patch(ctx, rec.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
+		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+			return kind(err, "let mover %s run", rec.Job.Task.ID)
+		}
+	}
+	return nil
+}
+
+// number is an annotation of the template; without it there is no limit.
+func number(t *corev1.PodTemplate, annotation string) (int, error) {
+	text, ok := t.Annotations[annotation]
+	if !ok {
+		return int(^uint(0) >> 1), nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		return 0, fmt.Errorf("PodTemplate %s: annotation %s is %q and not a number from 1: %w", t.Name, annotation, text, backend.ErrUnavailable)
+	}
+	return n, nil
+}
+
+// sweep removes objects that no record names, claims that nobody has come back to,
+// and Jobs whose pods do not start.
+func (r *Runner) sweep(ctx context.Context) error {
+	all := metav1.ListOptions{LabelSelector: Mover}
+	volumes, err := r.Client.CoreV1().PersistentVolumes().List(ctx, all)
+	if err != nil {
+		return kind(err, "list volumes of movers")
+	}
+	// The records last: what was made meanwhile is recorded later.
+	s, err := r.survey(ctx)
+	if err != nil {
+		return err
+	}
+	known := map[string]bool{}
+	for _, rec := range s.records {
+		known[rec.Name] = true
+		if rec.claimed() && r.Now().Sub(rec.Started) > orphanAge {
+			if err := r.drop(ctx, rec); err != nil && !errors.Is(err, backend.ErrPending) {
+				return err
+			}
+		}
+	}
+	orphans := map[string]bool{}
+	old := func(o metav1.ObjectMeta) {
+		if !known[o.Name] && o.DeletionTimestamp == nil && r.Now().Sub(o.CreationTimestamp.Time) > orphanAge {
+			orphans[o.Name] = true
+		}
+	}
+	for _, v := range volumes.Items { // made first, and so there if anything is
+		old(v.ObjectMeta)
+	}
+	for _, j := range s.jobs {
+		old(j.ObjectMeta)
+	}
+	for name, pods := range s.pods {
+		for _, p := range pods {
+			if p.Status.Phase == corev1.PodPending && p.DeletionTimestamp == nil && r.Now().Sub(p.CreationTimestamp.Time) > startAge {
+				klog.FromContext(ctx).Info("Mover's pod does not start; another will be made", "pod", p.Name, "reason", r.trouble(ctx, &p))
+				if err := r.unmake(ctx, name); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	for name := range orphans {
+		klog.FromContext(ctx).Info("Removing objects of a mover that were left behind", "name", name)
+		if err := r.unmake(ctx, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
