@@ -3,12 +3,14 @@ package kube
 import (
 	"encoding/xml"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -22,90 +24,107 @@ func TestConformance(t *testing.T) {
 		t.Skip("needs Kubernetes' tests: make e2e-conformance builds them")
 	}
 	c.install(nil)
-	focus := os.Getenv("ABACA_KUBE_FOCUS")
-	if focus == "" {
-		focus = "External.Storage"
-	}
-	report := filepath.Join(t.TempDir(), "report.xml")
 	driver, err := filepath.Abs("testdata/driver.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(program, "-kubeconfig", os.Getenv("KUBECONFIG"), "-storage.testdriver", driver, "-provider", "local",
-		"-ginkgo.focus", focus, "-ginkgo.skip", `\[Disruptive\]|\[Feature:Windows\]`, "-ginkgo.timeout", "3h", "-ginkgo.no-color", "-ginkgo.junit-report", report,
-		"-allowed-not-ready-nodes=-1", "-num-nodes=1")
-	log, err := os.Create(filepath.Join(c.dir, "log", "conformance"))
-	if err != nil {
-		t.Fatal(err)
+	// Most of a test is waiting, so several run at a time.
+	const skip = `\[Disruptive\]|\[Feature:Windows\]`
+	parts := []string{`External.Storage.*\] (subPath|volume-expand)`, `External.Storage.*\] (multiVolume|topology|read-write-once-pod)`,
+		`External.Storage.*\] (provisioning|ephemeral)`}
+	runs := map[string]string{"External.Storage": skip + "|" + strings.Join(parts, "|")}
+	for _, part := range parts {
+		runs[part] = skip
 	}
-	defer log.Close()
-	cmd.Stdout, cmd.Stderr = log, log
-	failed := cmd.Run()
-	text, err := os.ReadFile(report)
-	if err != nil {
-		t.Fatalf("%v, %v; see %s", failed, err, log.Name())
+	if focus := os.Getenv("ABACA_KUBE_FOCUS"); focus != "" {
+		runs = map[string]string{focus: skip}
 	}
-	table, bad, err := summary(text)
+	var reports []string
+	var all sync.WaitGroup
+	for focus, skip := range runs {
+		report, log := filepath.Join(t.TempDir(), "report.xml"), filepath.Join(c.dir, "log", fmt.Sprintf("conformance-%d", len(reports)))
+		reports = append(reports, report)
+		all.Go(func() {
+			cmd := exec.Command(program, "-kubeconfig", os.Getenv("KUBECONFIG"), "-storage.testdriver", driver, "-provider", "local", "-num-nodes=1",
+				"-ginkgo.focus", focus, "-ginkgo.skip", skip, "-ginkgo.timeout", "1h", "-ginkgo.no-color", "-ginkgo.junit-report", report)
+			f, err := os.Create(log)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer f.Close()
+			cmd.Stdout, cmd.Stderr = f, f
+			if err := cmd.Run(); err != nil {
+				t.Errorf("%s: %v; see %s", focus, err, log)
+			}
+		})
+	}
+	all.Wait()
+	table, err := summary(reports)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Log("\n" + table)
-	for _, name := range bad {
-		t.Errorf("failed: %s", name)
-	}
-	if failed != nil && len(bad) == 0 {
-		t.Errorf("%v; see %s", failed, log.Name())
-	}
 	c.run("helm", "uninstall", "abaca", "--namespace", namespace, "--wait")
 }
 
 // suiteOf is the test pattern and the suite in the name of a test.
 var suiteOf = regexp.MustCompile(`\[Testpattern: [^\]]*\](?: \[[^\]]*\])* ([a-zA-Z-]+)`)
 
-// summary is a table of the suites in a report of JUnit's form, and the names of
-// the tests that failed. What the suite skips as it was not asked for is not in it.
-func summary(report []byte) (table string, failed []string, err error) {
-	var doc struct {
-		Cases []struct {
-			Name    string `xml:"name,attr"`
-			Status  string `xml:"status,attr"`
-			Skipped struct {
-				Message string `xml:"message,attr"`
-			} `xml:"skipped"`
-		} `xml:"testsuite>testcase"`
+// summary is a table of the suites in reports of JUnit's form. What was not asked
+// for is not in it.
+func summary(reports []string) (string, error) {
+	type count struct {
+		passed, failed, skipped int
+		bad                     []string
 	}
-	if err := xml.Unmarshal(report, &doc); err != nil {
-		return "", nil, err
-	}
-	type count struct{ passed, failed, skipped int }
 	suites := map[string]*count{}
-	for _, one := range doc.Cases {
-		m := suiteOf.FindStringSubmatch(one.Name)
-		if m == nil || one.Status == "skipped" && one.Skipped.Message == "skipped" {
-			continue
+	for _, report := range reports {
+		var doc struct {
+			Cases []struct {
+				Name    string `xml:"name,attr"`
+				Status  string `xml:"status,attr"`
+				Skipped struct {
+					Message string `xml:"message,attr"`
+				} `xml:"skipped"`
+			} `xml:"testsuite>testcase"`
 		}
-		if suites[m[1]] == nil {
-			suites[m[1]] = &count{}
+		text, err := os.ReadFile(report)
+		if err == nil {
+			err = xml.Unmarshal(text, &doc)
 		}
-		switch s := suites[m[1]]; one.Status {
-		case "passed":
-			s.passed++
-		case "skipped":
-			s.skipped++
-		default:
-			s.failed++
-			failed = append(failed, one.Name)
+		if err != nil {
+			return "", err
+		}
+		for _, one := range doc.Cases {
+			m := suiteOf.FindStringSubmatch(one.Name)
+			if m == nil || one.Status == "skipped" && one.Skipped.Message == "skipped" {
+				continue
+			}
+			if suites[m[1]] == nil {
+				suites[m[1]] = &count{}
+			}
+			switch s := suites[m[1]]; one.Status {
+			case "passed":
+				s.passed++
+			case "skipped":
+				s.skipped++
+			default:
+				s.failed++
+				s.bad = append(s.bad, one.Name)
+			}
 		}
 	}
-	var names []string
-	for name := range suites {
-		names = append(names, name)
-	}
-	slices.Sort(names)
 	var b strings.Builder
 	b.WriteString("| suite | passed | failed | not for this driver |\n| --- | --- | --- | --- |\n")
+	names := slices.Sorted(maps.Keys(suites))
 	for _, name := range names {
 		fmt.Fprintf(&b, "| %s | %d | %d | %d |\n", name, suites[name].passed, suites[name].failed, suites[name].skipped)
 	}
-	return b.String(), failed, nil
+	for _, name := range names {
+		for _, bad := range suites[name].bad {
+			fmt.Fprintf(&b, "failed: %s\n", bad)
+		}
+	}
+	return b.String(), nil
 }
