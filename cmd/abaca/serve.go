@@ -164,6 +164,9 @@ func (o serveOptions) run(ctx context.Context) error {
 		if driver.Backups, jobs, err = o.engine(driver.Backends, backend.Node{Name: o.nodeID, Addresses: addresses}); err != nil {
 			return err
 		}
+		if jobs != nil {
+			driver.Claims = claims(jobs.Client)
+		}
 	}
 	listener, err := listen(ctx, o.endpoint)
 	if err != nil {

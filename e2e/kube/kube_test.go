@@ -137,7 +137,7 @@ func TestExamples(t *testing.T) {
 		t.Errorf("the reader says\n%s", out)
 	}
 
-	c.exec("writer", "echo secret >/data/proof")
+	c.exec("writer", "echo secret >/data/proof; echo gone >/data/left.tmp")
 	c.apply("5-backup.yaml")
 	c.await("true", "get volumesnapshot data-offsite"+ready)
 	c.apply("6-restore.yaml")
@@ -147,7 +147,7 @@ func TestExamples(t *testing.T) {
 		t.Fatal(out)
 	}
 	c.await("Running", "get pod check -o jsonpath={.status.phase}")
-	if got := c.exec("check", "cat /data/proof"); got != "secret" {
+	if got := c.exec("check", "cat /data/proof; ls /data"); !strings.HasPrefix(got, "secret") || strings.Contains(got, "left.tmp") {
 		t.Errorf("restored: %q", got)
 	}
 

@@ -52,7 +52,9 @@ type Driver struct {
 	DefaultBackend string
 	// Backups may be nil: then no repository is configured.
 	Backups *backup.Engine
-	Mounts  mount.Interface
+	// Claims looks up the claim that a volume was made for; nil without Kubernetes.
+	Claims func(ctx context.Context, namespace, name string) (Claim, error)
+	Mounts mount.Interface
 	// StagedDir is where the Node service keeps what it needs to know of the
 	// volumes that are staged.
 	StagedDir string

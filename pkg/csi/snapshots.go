@@ -73,6 +73,16 @@ func (d *Driver) createBackup(ctx context.Context, name string, params snapshotP
 	if description.Claim != "" {
 		req.Host = description.Claim
 	}
+	claim, err := d.claim(ctx, description.Claim)
+	if err != nil {
+		return nil, err
+	}
+	description.Labels = claim.Labels
+	patterns, err := claim.exclude()
+	if err != nil {
+		return nil, err
+	}
+	req.Exclude = append(req.Exclude, patterns...)
 	if req.Description, err = json.Marshal(description); err != nil {
 		return nil, err
 	}
@@ -96,6 +106,7 @@ type Description struct {
 	Volume      string            `json:"volume"` // the handle
 	Name        string            `json:"name"`   // the CSI volume name
 	Claim       string            `json:"claim,omitempty"`
+	Labels      map[string]string `json:"labels,omitempty"` // of the claim, when it was backed up
 	SizeBytes   int64             `json:"sizeBytes"`
 	AccessModes []string          `json:"accessModes,omitempty"`
 	Parameters  map[string]string `json:"parameters,omitempty"`

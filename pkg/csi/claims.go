@@ -1,0 +1,45 @@
+package csi
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/abaca-csi/abaca/pkg/backend"
+	"github.com/abaca-csi/abaca/pkg/mover"
+)
+
+// Claim is what an orchestrator's object that a volume was made for says of it.
+type Claim struct {
+	Labels, Annotations map[string]string
+}
+
+// ExcludeAnnotation is of a claim: what its backups leave out besides what the
+// class does, in the same form.
+const ExcludeAnnotation = DriverName + "/exclude"
+
+// claim looks the claim of a volume up, as namespace/name; an empty one is of a
+// volume that has none, or none any more.
+func (d *Driver) claim(ctx context.Context, name string) (Claim, error) {
+	namespace, name, ok := strings.Cut(name, "/")
+	if d.Claims == nil || !ok {
+		return Claim{}, nil
+	}
+	c, err := d.Claims(ctx, namespace, name)
+	if isNotFound(err) {
+		return Claim{}, nil
+	}
+	if err != nil {
+		return Claim{}, fmt.Errorf("claim %s/%s: %w", namespace, name, err)
+	}
+	return c, nil
+}
+
+// exclude are the patterns in the claim's annotation.
+func (c Claim) exclude() ([]string, error) {
+	patterns := lines(c.Annotations[ExcludeAnnotation])
+	if err := mover.CheckExclude(patterns); err != nil {
+		return nil, fmt.Errorf("annotation %s of the claim: %w: %w", ExcludeAnnotation, err, backend.ErrInvalid)
+	}
+	return patterns, nil
+}
