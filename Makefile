@@ -16,9 +16,9 @@ endif
 export GOFLAGS := $(strip $(shell go env GOFLAGS 2>/dev/null) -buildvcs=false)
 export PATH := $(CURDIR)/bin:$(PATH)
 
-.PHONY: help build test demo demo-manila bench bench-manila lint chart image e2e e2e-manila e2e-nfs manila-up manila-down e2e-kube kube-up kube-down mutations
+.PHONY: help build test demo demo-manila bench bench-manila lint chart image e2e e2e-manila e2e-nfs manila-up manila-down e2e-kube e2e-conformance kube-up kube-down mutations
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: bin/abaca bin/restic ## build bin/abaca and the pinned bin/restic (2 CPU minutes, once)
 
@@ -77,6 +77,10 @@ e2e-nfs: deps-e2e-nfs bin/restic ## mount NFS, CIFS and CephFS, and back up, wit
 
 e2e-kube: kube-up ## install the chart there, run the examples, and end movers in all ways
 	ABACA_KUBE="$(ABACA_CACHE)/kube" go test -count=1 -timeout 20m -v ./e2e/kube
+
+e2e-conformance: kube-up ## run Kubernetes' own tests of storage drivers there (7 CPU minutes to build, once; FOCUS=pattern)
+	@e2e/kube/conformance
+	ABACA_KUBE="$(ABACA_CACHE)/kube" ABACA_KUBE_FOCUS="$(FOCUS)" go test -count=1 -timeout 60m -v -run ^TestConformance ./e2e/kube
 
 kube-up: deps-kube-up build ## start a Kubernetes of one node here, with images of this tree (root; e2e/kube/README.md)
 	@e2e/kube/up
