@@ -46,7 +46,7 @@ func TestConformance(t *testing.T) {
 		report, log := filepath.Join(t.TempDir(), "report.xml"), filepath.Join(c.dir, "log", fmt.Sprintf("conformance-%d", len(reports)))
 		reports = append(reports, report)
 		all.Go(func() {
-			cmd := exec.Command(program, "-kubeconfig", os.Getenv("KUBECONFIG"), "-storage.testdriver", driver, "-provider", "local", "-num-nodes=1",
+			cmd := exec.Command(program, "-kubeconfig", os.Getenv("KUBECONFIG"), "-storage.testdriver", driver, "-provider", "local", "-num-nodes=1", "-kubelet-root-dir", filepath.Join(c.dir, "cluster/kubelet"),
 				"-ginkgo.focus", focus, "-ginkgo.skip", skip, "-ginkgo.timeout", "1h", "-ginkgo.no-color", "-ginkgo.junit-report", report)
 			f, err := os.Create(log)
 			if err != nil {

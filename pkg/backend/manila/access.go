@@ -89,7 +89,7 @@ func lets(all []access, to string) bool {
 // at says what the rules are on that a consumer needs: two with the same answer
 // share them.
 func (s *share) at(consumer string) string {
-	what := s.holds()[consumer]
+	what := s.kept(consumer)
 	switch {
 	case what == holdsShare || s.wayOf() == wayDirectory:
 		return "share"
@@ -103,9 +103,8 @@ func (s *share) at(consumer string) string {
 // for those that are leaving, and what consumers needed that hold nothing any more.
 // A client may be there at both levels.
 func (s *share) needed(at string) (all []access) {
-	holds := s.holds()
 	for _, g := range s.grants(prefixGrant) {
-		if _, leaving := s.marked(g.leavingKey()); !leaving && holds[g.consumer] != "" && s.at(g.consumer) == at {
+		if _, leaving := s.marked(g.leavingKey()); !leaving && s.kept(g.consumer) != "" && s.at(g.consumer) == at {
 			all = append(all, g.accesses...)
 		}
 	}
@@ -210,7 +209,7 @@ func (s *share) stands(g grant) bool {
 
 // letsIn says whether a consumer holds something of the share, and goes on to.
 func (s *share) letsIn(consumer string) bool {
-	what := s.holds()[consumer]
+	what := s.kept(consumer)
 	return s.Metadata[holdKey(consumer, what)] == held && (what != holdsShare || !s.deferred() && s.Status != "deleting")
 }
 
@@ -228,6 +227,13 @@ func (b *Backend) need(ctx context.Context, s *share, g grant) (*share, error) {
 		var err error
 		if s, err = b.getShare(ctx, s.ID); err != nil {
 			return nil, err
+		}
+		if what := s.kept(g.consumer); what != "" && s.Metadata[holdKey(g.consumer, what)] == intended {
+			// Another process is in the middle of exporting it too.
+			if err := p.sleep(ctx); err != nil {
+				return nil, err
+			}
+			continue
 		}
 		if !s.letsIn(g.consumer) {
 			return nil, errors.Join(backend.ErrNotFound, b.dropMetadata(ctx, path, g.key()))

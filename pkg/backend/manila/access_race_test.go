@@ -371,3 +371,36 @@ func TestExportMeetsUnexport(t *testing.T) {
 		c.wantNothing(when)
 	})
 }
+
+// TestGrantMeetsExport: one process exports, another, which looked before, writes
+// its intent over what the first one holds, and then the first lets a node in.
+func TestGrantMeetsExport(t *testing.T) {
+	for _, kind := range []string{"cephx", "ip"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			c := newCloud(t, fakemanila.Options{Delay: slow})
+			target := backend.Target{ShareID: heldAs(c, kind).ID}
+			here, there := c.open(), c.open()
+			if err := here.Unexport(t.Context(), target, "one"); err != nil {
+				t.Fatal(err)
+			}
+			granted := make(chan error, 1)
+			c.Strike(func(change int, after bool) bool {
+				if change == 1 && !after {
+					ok[*backend.Export](t)(here.Export(t.Context(), target, "one"))
+				}
+				if change == 1 && after {
+					go func() { granted <- errOf(here.Grant(t.Context(), "one", node1, false)) }()
+					time.Sleep(50 * time.Millisecond) // it has looked by now
+				}
+				return false
+			})
+			ok[*backend.Export](t)(there.Export(t.Context(), target, "one"))
+			if err := <-granted; err != nil {
+				t.Fatal(err)
+			}
+			c.Strike(nil)
+			c.wantIn(kind, "exported by both")
+		})
+	}
+}

@@ -51,6 +51,17 @@ func (s *share) holds() map[string]string {
 	return all
 }
 
+// kept is what a consumer holds, or else means to hold; empty for nothing. Who
+// exports again what is held writes its intent over that, for a moment.
+func (s *share) kept(consumer string) (what string) {
+	s.marks(func(c, other, value string) {
+		if c == consumer && (value != intended || what == "") {
+			what = other
+		}
+	})
+	return what
+}
+
 func (s *share) target(consumer string) backend.Target {
 	what := s.holds()[consumer]
 	if what == holdsShare {
