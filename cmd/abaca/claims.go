@@ -22,6 +22,7 @@ func claims(client kubernetes.Interface) func(context.Context, string, string) (
 		case err != nil:
 			return csi.Claim{}, fmt.Errorf("%w: %w", backend.ErrUnavailable, err)
 		}
-		return csi.Claim{Labels: c.Labels, Annotations: c.Annotations}, nil
+		// The provisioner gives a volume and its PersistentVolume one name.
+		return csi.Claim{Volume: c.Spec.VolumeName, Labels: c.Labels, Annotations: c.Annotations}, nil
 	}
 }

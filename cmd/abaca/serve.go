@@ -286,8 +286,12 @@ func (o serveOptions) engine(backends map[string]backend.Backend, node backend.N
 	engine := &backup.Engine{Backends: backends, Repositories: repositories, Now: time.Now, Tick: time.Second}
 	if o.movers != "" {
 		jobs, err := o.jobs(repositories)
+		if err != nil {
+			return nil, nil, err
+		}
+		jobs.Made = engine.Made
 		engine.Runner, engine.Tick = jobs, 2*time.Second // each look is some requests
-		return engine, jobs, err
+		return engine, jobs, nil
 	}
 	self, err := os.Executable()
 	if err != nil {

@@ -43,8 +43,13 @@ const (
 	sweepAge = 15 * time.Minute
 	// refreshEvery is how often Run lists the repositories anew, for the metrics.
 	refreshEvery = 10 * time.Minute
+	// lookTimeout bounds what Run does for one job before it looks after the next.
+	lookTimeout = 30 * time.Second
 	// recentMax is how many ended jobs Recent remembers.
 	recentMax = 100
+	// freeMax is how many jobs that failed for good are remembered as released;
+	// another look at one that is forgotten costs some requests.
+	freeMax = 10_000
 )
 
 // Engine makes, finds, deletes and restores backups. Its fields are set before
@@ -68,7 +73,8 @@ type Engine struct {
 	recent   []*Status
 	seen     map[string]time.Time // end of the last attempt that was remembered, by job
 	ended    map[ending]int
-	learned  int // counts what was learned or forgotten of any repository
+	free     map[string]time.Time // as seen, of jobs for which nothing is held any more
+	learned  int                  // counts what was learned or forgotten of any repository
 }
 
 type listing struct {
@@ -96,6 +102,9 @@ type Request struct {
 	// AllowPartial and AllowEmpty are as in mover.Backup.
 	AllowPartial, AllowEmpty bool
 	Exclude                  []string // as mover.Backup.Exclude
+	// Complete adds what has to be asked for when the backup begins, and only then;
+	// nil adds nothing.
+	Complete func(context.Context, *Request) error
 }
 
 // Backup begins a backup, or says how far the one with this id is. It returns
@@ -183,6 +192,11 @@ func fits(b *Backup, req Request) error {
 // begin cuts the snapshot, holds it and starts the mover. Each step is found
 // again by the next call, and in the end by sweep if there is none.
 func (e *Engine) begin(ctx context.Context, req Request, parent *mover.Parent) (*Backup, error) {
+	if req.Complete != nil {
+		if err := req.Complete(ctx, &req); err != nil {
+			return nil, err
+		}
+	}
 	b, err := e.backend(req.Backend)
 	if err != nil {
 		return nil, err
@@ -198,7 +212,7 @@ func (e *Engine) begin(ctx context.Context, req Request, parent *mover.Parent) (
 	job := Job{
 		Backend: req.Backend, Snapshot: snap.ID, Consumer: consumerOf(req.ID), Attempt: 1, Files: e.files(req.Repository),
 		Task: mover.Task{
-			ID: req.ID, Repository: req.Repository, Made: e.made(req.Repository),
+			ID: req.ID, Repository: req.Repository, Made: e.Made(req.Repository),
 			Backup: &mover.Backup{
 				Backup: req.ID, Volume: req.Volume, Name: req.Name, Size: snap.Size, Host: req.Host,
 				Time: snap.CreatedAt.Truncate(time.Second), Description: req.Description,
@@ -270,8 +284,11 @@ func (e *Engine) advance(ctx context.Context, st *Status) (*Backup, error) {
 		e.remember(st)
 		b.Failure = st.Result.Error
 		if st.Result.Reason.Lasting() {
-			if err := e.release(ctx, st.Job); err != nil {
-				return nil, err
+			if !e.released(st) {
+				if err := e.release(ctx, st.Job); err != nil {
+					return nil, err
+				}
+				e.setReleased(st)
 			}
 			return nil, fmt.Errorf("backup %q: %w: %s", b.Name, ErrFailed, st.Result.Error)
 		}
@@ -279,7 +296,9 @@ func (e *Engine) advance(ctx context.Context, st *Status) (*Backup, error) {
 			return nil, fmt.Errorf("backup %q: attempt %d: %s (next attempt at %s): %w", b.Name, st.Job.Attempt, st.Result.Error,
 				e.Now().Add(wait).UTC().Format(time.TimeOnly+"Z"), backend.ErrUnavailable)
 		}
-		return b, e.restart(ctx, st, false)
+		// One that was told to stop, as when its node is drained, has left as much
+		// as one that was killed.
+		return b, e.restart(ctx, st, st.Result.Reason == mover.ReasonStopped)
 	case Succeeded:
 		// The order matters: the record goes last, since it is what a killed
 		// controller finds the snapshot by.
@@ -565,7 +584,10 @@ func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (*Status, erro
 	}
 	switch st.Phase {
 	case Interrupted:
-		err := e.restart(ctx, st, true)
+		var err error
+		if wait := st.Started.Add(backoff(st.Job.Attempt)).Sub(e.Now()); wait <= 0 || st.Job.Attempt == 1 {
+			err = e.restart(ctx, st, true)
+		}
 		st.Phase = Running
 		return st, err
 	case Failed:
@@ -626,7 +648,7 @@ func (e *Engine) Run(ctx context.Context) {
 		}
 		for _, st := range jobs {
 			id := st.Job.Task.ID
-			if st.Job.Task.Backup == nil || st.Phase == Running {
+			if st.Job.Task.Backup == nil || st.Phase == Running || e.released(st) {
 				continue // whoever asked for a restore looks after it
 			}
 			if err := e.look(ctx, id); err != nil && ctx.Err() == nil && !errors.Is(err, backend.ErrPending) {
@@ -681,6 +703,8 @@ func (e *Engine) look(ctx context.Context, id string) (err error) {
 		return err
 	}
 	defer release()
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout) // the others wait for it
+	defer cancel()
 	st, err := e.Runner.Status(ctx, id)
 	if errors.Is(err, backend.ErrNotFound) {
 		return nil
@@ -720,8 +744,28 @@ func (e *Engine) sweepOne(ctx context.Context, job Job) error {
 	if _, err := e.Runner.Status(ctx, id); !errors.Is(err, backend.ErrNotFound) {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
 	klog.FromContext(ctx).Info("Removing a temporary snapshot that was left behind", "snapshotID", job.Snapshot, "backup", id)
 	return e.release(ctx, job)
+}
+
+// released says whether nothing is held any more for a job that has failed for
+// good, as far as this process has seen to it.
+func (e *Engine) released(st *Status) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	at, ok := e.free[st.Job.Task.ID]
+	return ok && at.Equal(st.Ended)
+}
+
+func (e *Engine) setReleased(st *Status) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.free == nil || len(e.free) > freeMax {
+		e.free = map[string]time.Time{}
+	}
+	e.free[st.Job.Task.ID] = st.Ended
 }
 
 // Recent returns the attempts that ended under this process, oldest first.
@@ -855,8 +899,8 @@ func (e *Engine) held(repository string) bool {
 	return e.listings[repository].held.After(e.Now())
 }
 
-// made says whether a repository is known to be there.
-func (e *Engine) made(repository string) bool {
+// Made says whether a repository is known to be there.
+func (e *Engine) Made(repository string) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return len(e.listings[repository].backups) > 0

@@ -21,8 +21,10 @@ type fakeRunner struct {
 	jobs   map[string]*Status
 	starts int
 	// mounted is why what a mover had mounted is still there.
-	mounted error
-	now     func() time.Time
+	mounted   error
+	released  int // how often it was asked for
+	onRelease func(context.Context)
+	now       func() time.Time
 }
 
 func (r *fakeRunner) Start(ctx context.Context, job Job, may func(context.Context) error) error {
@@ -62,7 +64,13 @@ func (r *fakeRunner) Stop(_ context.Context, id string) error {
 	return nil
 }
 
-func (r *fakeRunner) Release(context.Context, string) error { return r.mounted }
+func (r *fakeRunner) Release(ctx context.Context, _ string) error {
+	r.released++
+	if r.onRelease != nil {
+		r.onRelease(ctx)
+	}
+	return r.mounted
+}
 
 func (r *fakeRunner) Remove(_ context.Context, id string) error {
 	delete(r.jobs, id)
@@ -506,6 +514,38 @@ func TestNextAttemptOnAnotherNode(t *testing.T) {
 		if _, ok := granted["second"]; !ok || b.runner.jobs[id].Job.Task.Source.Protocol == "moved" {
 			t.Errorf("%s: let in: %v; the source is %+v", id, granted, b.runner.jobs[id].Job.Task.Source)
 		}
+	}
+}
+
+// TestOneStuckJobKeepsNoOther: Run goes on after a job whose end does not come,
+// and asks for the end of one that failed for good once only.
+func TestOneStuckJobKeepsNoOther(t *testing.T) {
+	b := newBench(t)
+	for _, id := range []string{"lost", "fine"} {
+		if _, err := b.Backup(t.Context(), b.request(id)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.end("lost", mover.Result{Error: "no", Reason: mover.ReasonEmpty})
+	b.finishWith("lost", ErrFailed)
+	released := b.runner.released
+	b.finishWith("lost", ErrFailed)
+	if b.runner.released != released {
+		t.Error("what is released is released again")
+	}
+	deadline := time.Time{}
+	b.runner.onRelease = func(ctx context.Context) { deadline, _ = ctx.Deadline() }
+	b.end("fine", mover.Result{Snapshot: "s1"})
+	b.finish("fine")
+	if deadline.IsZero() || time.Until(deadline) > lookTimeout {
+		t.Errorf("a look may last until %v", deadline)
+	}
+}
+
+func (b *bench) finishWith(id string, want error) {
+	b.t.Helper()
+	if err := b.look(b.t.Context(), id); !errors.Is(err, want) {
+		b.t.Fatal(err)
 	}
 }
 

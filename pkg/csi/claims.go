@@ -11,6 +11,8 @@ import (
 
 // Claim is what an orchestrator's object that a volume was made for says of it.
 type Claim struct {
+	// Volume is the CSI name of the volume that it is bound to.
+	Volume              string
 	Labels, Annotations map[string]string
 }
 
@@ -19,14 +21,15 @@ type Claim struct {
 const ExcludeAnnotation = DriverName + "/exclude"
 
 // claim looks the claim of a volume up, as namespace/name; an empty one is of a
-// volume that has none, or none any more.
-func (d *Driver) claim(ctx context.Context, name string) (Claim, error) {
+// volume that has none, or none any more: whoever makes one of that name again has
+// nothing to say about it.
+func (d *Driver) claim(ctx context.Context, name, volume string) (Claim, error) {
 	namespace, name, ok := strings.Cut(name, "/")
 	if d.Claims == nil || !ok {
 		return Claim{}, nil
 	}
 	c, err := d.Claims(ctx, namespace, name)
-	if isNotFound(err) {
+	if isNotFound(err) || err == nil && c.Volume != volume {
 		return Claim{}, nil
 	}
 	if err != nil {

@@ -19,7 +19,7 @@ func TestClaims(t *testing.T) {
 	f, ctx := newFixture(t), context.Background()
 	engine, runner := newEngine(f.driver.Backends)
 	f.driver.Backups = engine
-	answer, failure := Claim{Labels: map[string]string{"app": "shop"}, Annotations: map[string]string{ExcludeAnnotation: "/cache\n# why\n*.tmp\n"}}, error(nil)
+	answer, failure := Claim{Volume: "data", Labels: map[string]string{"app": "shop"}, Annotations: map[string]string{ExcludeAnnotation: "/cache\n# why\n*.tmp\n"}}, error(nil)
 	f.driver.Claims = func(_ context.Context, namespace, name string) (Claim, error) {
 		if namespace != "prod" || name != "data" {
 			t.Errorf("asked for %s/%s", namespace, name)
@@ -53,6 +53,17 @@ func TestClaims(t *testing.T) {
 	if exclude, _ := task("two"); !slices.Equal(exclude, []string{"*.bak"}) {
 		t.Errorf("%q", exclude)
 	}
+	failure, answer.Volume = nil, "another" // somebody has taken its name
+	if err := save("taken"); err != nil {
+		t.Fatal(err)
+	}
+	if exclude, description := task("taken"); !slices.Equal(exclude, []string{"*.bak"}) || strings.Contains(description, "shop") {
+		t.Errorf("of another's claim: %q, %s", exclude, description)
+	}
+	answer.Volume = "data"
 	failure, answer.Annotations[ExcludeAnnotation] = nil, "fine\na/["
 	code(t, save("three"), codes.InvalidArgument, ExcludeAnnotation, `"a/["`)
+	if err := save("one"); err != nil { // which is there already
+		t.Error(err)
+	}
 }

@@ -73,18 +73,19 @@ func (d *Driver) createBackup(ctx context.Context, name string, params snapshotP
 	if description.Claim != "" {
 		req.Host = description.Claim
 	}
-	claim, err := d.claim(ctx, description.Claim)
-	if err != nil {
-		return nil, err
-	}
-	description.Labels = claim.Labels
-	patterns, err := claim.exclude()
-	if err != nil {
-		return nil, err
-	}
-	req.Exclude = append(req.Exclude, patterns...)
-	if req.Description, err = json.Marshal(description); err != nil {
-		return nil, err
+	req.Complete = func(ctx context.Context, req *backup.Request) error {
+		claim, err := d.claim(ctx, description.Claim, description.Name)
+		if err != nil {
+			return err
+		}
+		patterns, err := claim.exclude()
+		if err != nil {
+			return err
+		}
+		req.Exclude = append(req.Exclude, patterns...)
+		description.Labels = claim.Labels
+		req.Description, err = json.Marshal(description)
+		return err
 	}
 	b, err := engine.Backup(ctx, req)
 	if errors.Is(err, backend.ErrNotFound) && share != nil {

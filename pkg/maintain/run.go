@@ -83,12 +83,13 @@ func (o Options) Validate() error {
 // run is one run.
 type run struct {
 	Options
-	repo   restic.Client
-	record *Record
-	old    []restic.Snapshot // the records that were there, oldest first
-	newest time.Time         // of the newest record, this run's too
-	held   bool              // new backups are held back
-	result Result
+	repo    restic.Client
+	record  *Record
+	old     []restic.Snapshot // the records that were there, oldest first
+	newest  time.Time         // of the newest record, this run's too
+	held    bool              // new backups are held back
+	result  Result
+	suspect bool // a check has found what it could not look at again
 }
 
 // Run checks, and then prunes unless there is damage, of which a prune could make
@@ -136,11 +137,17 @@ func Run(ctx context.Context, repo restic.Client, o Options) (Result, error) {
 	}
 	if o.Prune {
 		r.step(working, "prune", func(e *Entry) error {
-			if errors.Is(damage, restic.ErrDamaged) {
+			switch {
+			case errors.Is(damage, restic.ErrDamaged):
 				e.Status, e.Message = StatusSkipped, "a damaged repository is not pruned"
-				return nil
+			case r.record.Damaged != "":
+				return fmt.Errorf("%w, as an earlier check has found (%s): it is not pruned before a check finds nothing", restic.ErrDamaged, r.record.Damaged)
+			case r.suspect:
+				e.Status, e.Message = StatusSkipped, "it may be damaged, which could not be looked into"
+			default:
+				return r.prune(working)
 			}
-			return r.prune(working)
+			return nil
 		})
 	}
 	if err := r.forget(working, 0); err != nil {
@@ -264,12 +271,13 @@ func (r *run) check(ctx context.Context, e *Entry, blocks []block) error {
 			// the repository could not be reached for a moment.
 			r.Step(what + ", once more, with the repository to itself")
 			klog.FromContext(ctx).Info("Check has found something, and looks again", "repository", r.Repository, "found", err.Error())
-			req.Exclusive = true
+			req.Exclusive, r.suspect = true, true
 			err = r.exclusive(ctx, func(retry time.Duration) error {
 				req.RetryLock = retry
 				return r.repo.Check(ctx, req)
 			})
 		}
+		r.suspect = r.suspect && err != nil
 		if errors.Is(err, restic.ErrDamaged) {
 			r.record.Damaged = line.One(err.Error(), "damaged")
 			if len(blocks) > 0 { // to be read in the next run, whenever that is

@@ -176,6 +176,12 @@ func TestRun(t *testing.T) {
 			log:    []string{"snapshots", read + " exclusive=false 0s", read + " exclusive=true 0s", "size", "backup record", "users p"},
 			code:   ExitDamaged, steps: "check damaged, prune skipped, record ok",
 		},
+		"what looked damaged could not be looked at again": {
+			change: func(b *bench) {
+				b.errs["check"] = append([]error{damaged()}, slices.Repeat([]error{restic.ErrLocked}, 99)...)
+			},
+			code: ExitLocked, steps: "check locked, prune skipped, record ok",
+		},
 		"prune has to wait": {
 			change: func(b *bench) { b.errs["prune"] = []error{restic.ErrLocked, restic.ErrLocked} },
 			log:    []string{"snapshots", read + " exclusive=false 0s", "prune   0s", hold, "unlock", "prune   10m0s", "unlock", "prune   10m0s", "size", "backup record"},
@@ -387,5 +393,32 @@ func TestRefused(t *testing.T) {
 	var r Record
 	if text, err := json.Marshal(Record{}); err != nil || json.Unmarshal(text, &r) != nil {
 		t.Error(string(text), err)
+	}
+}
+
+// TestKnownDamageIsNotPruned: what one run has found counts until a check finds
+// nothing, whether or not there is one.
+func TestKnownDamageIsNotPruned(t *testing.T) {
+	b := newBench()
+	b.errs["check"] = []error{damaged("p"), damaged("p")}
+	b.run(t)
+	pruned := func() bool {
+		return slices.ContainsFunc(b.log, func(l string) bool { return strings.HasPrefix(l, "prune") })
+	}
+	for name, change := range map[string]func(){
+		"the check fails":   func() { b.errs["check"] = []error{errors.New("no network")} },
+		"there is no check": func() { b.options.Check = false },
+	} {
+		b.options.Check, b.now = true, b.now.Add(day)
+		change()
+		if result := b.run(t); result.ExitCode() != ExitDamaged || pruned() {
+			t.Errorf("%s: %d, %q", name, result.ExitCode(), b.log)
+		}
+	}
+	b.options.Check, b.now = true, b.now.Add(day)
+	b.run(t)
+	b.now = b.now.Add(day)
+	if result := b.run(t); result.ExitCode() != ExitOK || !pruned() {
+		t.Errorf("after a check that has found nothing: %d, %q", result.ExitCode(), b.log)
 	}
 }

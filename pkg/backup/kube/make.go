@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -139,7 +140,7 @@ func podOf(template *corev1.PodTemplate, name string, job backup.Job) (*corev1.P
 		corev1.Volume{Name: "repository", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: secret, DefaultMode: new(int32(0o400))}}})
 	c := &pod.Spec.Containers[i]
 	c.Args = append(c.Args, "--repository="+folder)
-	c.Env = append(c.Env, corev1.EnvVar{Name: taskVariable, Value: string(task)})
+	c.Env = append(c.Env, corev1.EnvVar{Name: taskVariable, Value: literal(task)})
 	c.VolumeMounts = append(c.VolumeMounts,
 		corev1.VolumeMount{Name: "volume", MountPath: mover.Dir},
 		corev1.VolumeMount{Name: "data", MountPath: mover.Dir + "/data", ReadOnly: readOnly},
@@ -158,3 +159,7 @@ func podOf(template *corev1.PodTemplate, name string, job backup.Job) (*corev1.P
 	}
 	return pod, nil
 }
+
+// literal keeps the kubelet from expanding what looks like a reference to a
+// variable: a "$" in JSON is within a string.
+func literal(task []byte) string { return strings.ReplaceAll(string(task), "$", `\u0024`) }

@@ -95,3 +95,29 @@ func TestMessage(t *testing.T) {
 		}
 	}
 }
+
+// TestTaskIsTakenLiterally: the kubelet expands $(NAME) and $$ in a variable.
+func TestTaskIsTakenLiterally(t *testing.T) {
+	c := newCluster(t)
+	one := job("a")
+	one.Task.Backup.Exclude = []string{"/a$$b", "$(HOME)"}
+	template, err := c.runner().template(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod, err := podOf(template, "name", one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range pod.Containers[0].Env {
+		var got mover.Task
+		if e.Name != taskVariable {
+			continue
+		}
+		if err := json.Unmarshal([]byte(e.Value), &got); err != nil || strings.Contains(e.Value, "$") || !slices.Equal(got.Backup.Exclude, one.Task.Backup.Exclude) {
+			t.Errorf("%s: %q, %v", e.Value, got.Backup.Exclude, err)
+		}
+		return
+	}
+	t.Error("there is no task")
+}

@@ -78,11 +78,16 @@ func (e entry) tenant() string {
 // holds nobody else up. Of one that may not be there yet, one mover runs at a time,
 // as two would make it twice.
 func next(queue []entry, limit, each int) []*record {
-	total, of, making, turns := 0, map[string]int{}, map[string]bool{}, map[string]int{}
+	// Restores are counted apart, so that they never wait for backups.
+	type counted struct {
+		restore    bool
+		repository string
+	}
+	total, of, making, turns := map[bool]int{}, map[counted]int{}, map[string]bool{}, map[string]int{}
 	count := func(e entry) {
 		task := e.rec.Job.Task
-		total++
-		of[task.Repository]++
+		total[task.Restore != nil]++
+		of[counted{task.Restore != nil, task.Repository}]++
 		making[task.Repository] = making[task.Repository] || !task.Made
 	}
 	var waiting []entry
@@ -106,7 +111,8 @@ func next(queue []entry, limit, each int) []*record {
 	var chosen []*record
 	for _, e := range waiting {
 		task := e.rec.Job.Task
-		if total < limit && of[task.Repository] < each && (task.Made || !making[task.Repository]) {
+		restore := task.Restore != nil
+		if total[restore] < limit && of[counted{restore, task.Repository}] < each && (task.Made || !making[task.Repository]) {
 			count(e)
 			chosen = append(chosen, e.rec)
 		}
@@ -116,6 +122,8 @@ func next(queue []entry, limit, each int) []*record {
 
 // admit lets those run whose turn it is.
 func (r *Runner) admit(ctx context.Context) error {
+	r.admitting.Lock() // two that look at once could let two make one repository
+	defer r.admitting.Unlock()
 	s, err := r.survey(ctx)
 	if err != nil {
 		return err
@@ -125,6 +133,9 @@ func (r *Runner) admit(ctx context.Context) error {
 		job := s.job(rec)
 		if rec.claimed() || rec.Phase != "" || job == nil || job.DeletionTimestamp != nil || finished(job) != nil {
 			continue
+		}
+		if task := &rec.Job.Task; r.Made != nil && !task.Made {
+			task.Made = r.Made(task.Repository) // since it was asked for
 		}
 		queue = append(queue, entry{rec, job.Spec.Suspend == nil || !*job.Spec.Suspend})
 	}

@@ -26,10 +26,13 @@ func TestNext(t *testing.T) {
 		// Whoever has little goes before whoever has much.
 		{"a/1@r a/2@r a/3@r b/4@r", 2, 9, "1 4"},
 		{"a/1@r+ a/2@r b/3@r", 2, 9, "3"},
-		{"a/1@r+ a/2@r /3@r", 2, 9, "3"},
+		{"a/1@r+ a/2@r /3@r", 2, 9, "3 2"},
 		// A full repository holds nobody else up.
 		{"a/1@r+ a/2@r a/3@s", 9, 1, "3"},
 		{"a/1@r a/2@r a/3@s", 9, 1, "1 3"},
+		// Restores wait for no backup.
+		{"a/1@r+ a/2@r+ a/3@r /4@r /5@r", 2, 2, "4 5"},
+		{"a/1@r+ /2@r+ /3@r /4@s a/5@r", 2, 1, "4"},
 		// One makes the repository, and the others come then.
 		{"a/1@r! b/2@r! c/3@s!", 9, 9, "1 3"},
 		{"a/1@r!+ b/2@r! c/3@r", 9, 9, "3"},
@@ -40,8 +43,8 @@ func TestNext(t *testing.T) {
 			name, repository, _ := strings.Cut(bare, "@")
 			host, id, _ := strings.Cut(name, "/")
 			task := mover.Task{ID: id, Repository: repository, Made: !strings.Contains(text, "!")}
-			if host != "" {
-				task.Backup = &mover.Backup{Host: host + "/claim"}
+			if task.Backup = (&mover.Backup{Host: host + "/claim"}); host == "" {
+				task.Backup, task.Restore = nil, &mover.Restore{}
 			}
 			queue = append(queue, entry{&record{Job: backup.Job{Task: task}, Started: time.Unix(int64(i), 0)}, strings.Contains(text, "+")})
 		}

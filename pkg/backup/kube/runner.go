@@ -22,6 +22,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	batchv1 "k8s.io/api/batch/v1"
@@ -63,7 +64,12 @@ type Runner struct {
 	// Repositories are those that movers write to. A mover that ended without a
 	// word leaves locks, which bear the name of its attempt as their host.
 	Repositories backup.Repositories
-	Now          func() time.Time
+	// Made says whether a repository is known to be there; nil knows of none but
+	// those that tasks know of.
+	Made func(repository string) bool
+	Now  func() time.Time
+
+	admitting sync.Mutex
 }
 
 var _ backup.Runner = (*Runner)(nil)
