@@ -109,7 +109,7 @@ func TestTaskIsTakenLiterally(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, e := range pod.Containers[0].Env {
+	for _, e := range pod.Spec.Containers[0].Env {
 		var got mover.Task
 		if e.Name != taskVariable {
 			continue
