@@ -118,7 +118,7 @@ func summary(reports []string) (string, error) {
 		}
 	}
 	var b strings.Builder
-	b.WriteString("| suite | passed | failed | not for this driver |\n| --- | --- | --- | --- |\n")
+	b.WriteString("| suite of tests | passed | failed | not for this driver |\n| --- | --- | --- | --- |\n")
 	names := slices.Sorted(maps.Keys(suites))
 	for _, name := range names {
 		fmt.Fprintf(&b, "| %s | %d | %d | %d |\n", name, suites[name].passed, suites[name].failed, suites[name].skipped)
