@@ -327,7 +327,7 @@ func (r *Repository) Unlock(ctx context.Context) error {
 // onHost gives its namespaces the name of a host, and runs a program at a number at
 // which no process is that a lock could name: restic takes a lock for dead when it
 // is of its own host and there is no such process, or thread. The shell stays process 1.
-const onHost = `read max </proc/sys/kernel/pid_max && echo "$1" >/proc/sys/kernel/hostname && echo $((max / 2)) >/proc/sys/kernel/ns_last_pid && shift || exit 1
+const onHost = `max=$(cat /proc/sys/kernel/pid_max) && echo "$1" >/proc/sys/kernel/hostname && echo $((max / 2)) >/proc/sys/kernel/ns_last_pid && shift || exit 1
 "$@"
 exit $?`
 
