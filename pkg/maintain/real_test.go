@@ -18,6 +18,7 @@ import (
 	"github.com/abaca-csi/abaca/pkg/mount"
 	"github.com/abaca-csi/abaca/pkg/mover"
 	"github.com/abaca-csi/abaca/pkg/restic"
+	"github.com/abaca-csi/abaca/test/programs"
 )
 
 // These tests run the real restic.
@@ -35,19 +36,10 @@ type site struct {
 func newSite(t *testing.T) *site {
 	t.Helper()
 	s := &site{t: t, dir: t.TempDir()}
-	program := os.Getenv("ABACA_RESTIC")
-	if program == "" {
-		program = "../../bin/restic"
-	}
-	program, err := filepath.Abs(program)
-	if err == nil {
-		_, err = os.Stat(program)
-	}
-	if err != nil {
-		t.Fatalf("no restic program, run make build: %v", err)
-	}
+	program := programs.Restic(t)
 	s.repo = s.dir + "/repo"
 	env := map[string]string{"RESTIC_REPOSITORY": s.repo, "RESTIC_PASSWORD": "geheim", "RESTIC_PACK_SIZE": "4"}
+	var err error
 	s.Repository, err = restic.Open(restic.Config{Program: program, CacheDir: s.dir + "/cache", Env: env})
 	if err != nil {
 		t.Fatal(err)

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/abaca-csi/abaca/test/programs"
 )
 
 // TestExclude asks the real restic what is left out.
@@ -34,7 +36,7 @@ func TestExclude(t *testing.T) {
 		if saved.Error != "" {
 			t.Fatalf("%q: %s", test.patterns, saved.Error)
 		}
-		out := sh(t, `RESTIC_PASSWORD=geheim "$1" --no-cache -r "$2" ls --json "$3"`, program(t), s.repo, saved.Snapshot)
+		out := sh(t, `RESTIC_PASSWORD=geheim "$1" --no-cache -r "$2" ls --json "$3"`, programs.Restic(t), s.repo, saved.Snapshot)
 		var left []string
 		for _, path := range all {
 			if !strings.Contains(out, `"path":"/data/`+path+`"`) {

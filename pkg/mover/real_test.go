@@ -22,26 +22,11 @@ import (
 
 	"github.com/abaca-csi/abaca/pkg/mount"
 	"github.com/abaca-csi/abaca/pkg/restic"
+	"github.com/abaca-csi/abaca/test/programs"
 )
 
 // These tests run the real restic over real mounts: btrfs on a loop device,
 // where each snapshot has a device number of its own, as on a storage system.
-
-func program(t testing.TB) string {
-	t.Helper()
-	path := os.Getenv("ABACA_RESTIC")
-	if path == "" {
-		path = "../../bin/restic"
-	}
-	path, err := filepath.Abs(path)
-	if err == nil {
-		_, err = os.Stat(path)
-	}
-	if err != nil {
-		t.Fatalf("no restic program, run make build: %v", err)
-	}
-	return path
-}
 
 func sh(t testing.TB, command string, args ...string) string {
 	t.Helper()
@@ -67,7 +52,7 @@ func newSite(t *testing.T) *site {
 	s := &site{t: t, repo: dir + "/repo"}
 	var err error
 	s.client, err = restic.Open(restic.Config{
-		Program: program(t), CacheDir: dir + "/cache",
+		Program: programs.Restic(t), CacheDir: dir + "/cache",
 		Env: map[string]string{"RESTIC_REPOSITORY": s.repo, "RESTIC_PASSWORD": "geheim"},
 	})
 	if err != nil {
@@ -417,7 +402,7 @@ func TestKilled(t *testing.T) {
 
 	text, _ := json.Marshal(task)
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "ABACA_TEST_REPOSITORY="+s.repo, "ABACA_TEST_TASK="+string(text), "ABACA_TEST_DIR="+s.env.Dir, "ABACA_RESTIC="+program(t))
+	cmd.Env = append(os.Environ(), "ABACA_TEST_REPOSITORY="+s.repo, "ABACA_TEST_TASK="+string(text), "ABACA_TEST_DIR="+s.env.Dir, "ABACA_RESTIC="+programs.Restic(t))
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err == nil {

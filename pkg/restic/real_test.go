@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/abaca-csi/abaca/test/programs"
 )
 
 // These tests run the real restic. Each of its commands costs half a second of
@@ -35,29 +37,13 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-func program(t testing.TB) string {
-	t.Helper()
-	path := os.Getenv("ABACA_RESTIC")
-	if path == "" {
-		path = "../../bin/restic"
-	}
-	path, err := filepath.Abs(path)
-	if err == nil {
-		_, err = os.Stat(path)
-	}
-	if err != nil {
-		t.Fatalf("no restic program, run make build: %v", err)
-	}
-	return path
-}
-
 func open(t testing.TB, dir string, pairs ...string) *Repository {
 	t.Helper()
 	env := map[string]string{"RESTIC_REPOSITORY": dir, "RESTIC_PASSWORD": password}
 	for i := 0; i < len(pairs); i += 2 {
 		env[pairs[i]] = pairs[i+1]
 	}
-	r, err := Open(Config{Program: program(t), Env: env, CacheDir: filepath.Join(t.TempDir(), "cache")})
+	r, err := Open(Config{Program: programs.Restic(t), Env: env, CacheDir: filepath.Join(t.TempDir(), "cache")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +114,7 @@ func ids(snapshots []Snapshot) (ids []string) {
 }
 
 func TestPinnedVersion(t *testing.T) {
-	if err := CheckVersion(t.Context(), program(t)); err != nil {
+	if err := CheckVersion(t.Context(), programs.Restic(t)); err != nil {
 		t.Error(err)
 	}
 	out, err := os.ReadFile("../../go.mod")
@@ -250,7 +236,7 @@ func TestWays(t *testing.T) {
 func TestLocks(t *testing.T) {
 	t.Parallel()
 	r, dir, ids := copyOfTemplate(t)
-	holder := exec.Command(program(t), "check", "--no-cache")
+	holder := exec.Command(programs.Restic(t), "check", "--no-cache")
 	holder.Env = r.environ
 	if err := holder.Start(); err != nil {
 		t.Fatal(err)
@@ -297,7 +283,7 @@ func TestUnlockHost(t *testing.T) {
 		t.Skip("needs root, for namespaces")
 	}
 	r, dir, ids := copyOfTemplate(t)
-	holder := exec.Command("/bin/sh", "-c", `echo pod-a >/proc/sys/kernel/hostname; "$@"; exit $?`, "sh", program(t), "check", "--no-cache")
+	holder := exec.Command("/bin/sh", "-c", `echo pod-a >/proc/sys/kernel/hostname; "$@"; exit $?`, "sh", programs.Restic(t), "check", "--no-cache")
 	holder.Env = r.environ
 	holder.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUTS | unix.CLONE_NEWPID}
 	if err := holder.Start(); err != nil {

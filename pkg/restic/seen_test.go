@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/abaca-csi/abaca/test/programs"
 )
 
 // TestVanished: a repository that was there and is not there is not one that
@@ -14,7 +16,7 @@ import (
 func TestVanished(t *testing.T) {
 	dir, marks := filepath.Join(t.TempDir(), "repo"), t.TempDir()
 	at := func(location string) *Repository {
-		r, err := Open(Config{Program: program(t), SeenDir: marks,
+		r, err := Open(Config{Program: programs.Restic(t), SeenDir: marks,
 			Env: map[string]string{"RESTIC_REPOSITORY": location, "RESTIC_PASSWORD": password}})
 		if err != nil {
 			t.Fatal(err)
