@@ -4,14 +4,12 @@
 package servers
 
 import (
-	"bytes"
 	"crypto/sha1"
 	"encoding/base64"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -31,7 +29,7 @@ type Server struct {
 	address string
 	args    []string
 	cmd     *exec.Cmd
-	log     *buffer
+	log     string // a file
 }
 
 // who is let in.
@@ -75,11 +73,11 @@ func prepare(t testing.TB, dir string) *Server {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	s := &Server{t: t, dir: dir, address: l.Addr().String(), log: &buffer{}}
+	s := &Server{t: t, dir: dir, address: l.Addr().String(), log: filepath.Join(t.TempDir(), "log")}
 	t.Cleanup(func() {
 		s.Stop()
 		if t.Failed() {
-			t.Logf("log of the server:\n%s", s.log)
+			t.Logf("log of the server:\n%s", s.said())
 		}
 	})
 	return s
@@ -89,7 +87,12 @@ func prepare(t testing.TB, dir string) *Server {
 func (s *Server) Start() {
 	s.t.Helper()
 	s.cmd = exec.Command(s.args[0], append(s.Flags, s.args[1:]...)...)
-	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
+	log, err := os.OpenFile(s.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer log.Close()
+	s.cmd.Stdout, s.cmd.Stderr = log, log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatalf("%v: run `make bin/servers`", err)
@@ -101,7 +104,13 @@ func (s *Server) Start() {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	s.t.Fatalf("%s does not listen:\n%s", s.args[0], s.log)
+	s.t.Fatalf("%s does not listen:\n%s", s.args[0], s.said())
+}
+
+// said is what the server has printed.
+func (s *Server) said() string {
+	text, _ := os.ReadFile(s.log)
+	return string(text)
 }
 
 // Stop kills the server, with all connections, if it runs.
@@ -128,22 +137,4 @@ func (s *Server) Folder(dir, password string) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-}
-
-// buffer is written to by a process that a test reads of.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }
