@@ -47,9 +47,9 @@ const (
 	lookTimeout = 30 * time.Second
 	// recentMax is how many ended jobs Recent remembers.
 	recentMax = 100
-	// freeMax is how many jobs that failed for good are remembered as released;
+	// releasedMax is how many jobs that failed for good are remembered as released;
 	// another look at one that is forgotten costs some requests.
-	freeMax = 10_000
+	releasedMax = 10_000
 )
 
 // Engine makes, finds, deletes and restores backups. Its fields are set before
@@ -73,8 +73,9 @@ type Engine struct {
 	recent   []*Status
 	seen     map[string]time.Time // end of the last attempt that was remembered, by job
 	ended    map[ending]int
-	free     map[string]time.Time // as seen, of jobs for which nothing is held any more
-	learned  int                  // counts what was learned or forgotten of any repository
+	// releasedAt is as seen, of jobs for which nothing is held any more.
+	releasedAt map[string]time.Time
+	learned    int // counts what was learned or forgotten of any repository
 }
 
 type listing struct {
@@ -275,8 +276,7 @@ func (e *Engine) advance(ctx context.Context, st *Status) (*Backup, error) {
 	case Running:
 		return b, st.trouble()
 	case Interrupted:
-		// The first time at once; a mover that dies each time, slower and slower.
-		if wait := st.Started.Add(backoff(st.Job.Attempt)).Sub(e.Now()); wait > 0 && st.Job.Attempt > 1 {
+		if e.tooSoon(st) {
 			return b, st.trouble()
 		}
 		return b, e.restart(ctx, st, true)
@@ -354,6 +354,12 @@ func (e *Engine) restart(ctx context.Context, st *Status, recover bool) error {
 		return fmt.Errorf("start %s again: %w", job.Task.ID, err)
 	}
 	return nil
+}
+
+// tooSoon says whether an interrupted job has to wait: not the first time; then, as
+// its mover dies each time, longer and longer.
+func (e *Engine) tooSoon(st *Status) bool {
+	return st.Job.Attempt > 1 && e.Now().Before(st.Started.Add(backoff(st.Job.Attempt)))
 }
 
 func backoff(attempt int) time.Duration {
@@ -585,7 +591,7 @@ func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (*Status, erro
 	switch st.Phase {
 	case Interrupted:
 		var err error
-		if wait := st.Started.Add(backoff(st.Job.Attempt)).Sub(e.Now()); wait <= 0 || st.Job.Attempt == 1 {
+		if !e.tooSoon(st) {
 			err = e.restart(ctx, st, true)
 		}
 		st.Phase = Running
@@ -755,17 +761,17 @@ func (e *Engine) sweepOne(ctx context.Context, job Job) error {
 func (e *Engine) released(st *Status) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	at, ok := e.free[st.Job.Task.ID]
+	at, ok := e.releasedAt[st.Job.Task.ID]
 	return ok && at.Equal(st.Ended)
 }
 
 func (e *Engine) setReleased(st *Status) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.free == nil || len(e.free) > freeMax {
-		e.free = map[string]time.Time{}
+	if e.releasedAt == nil || len(e.releasedAt) > releasedMax {
+		e.releasedAt = map[string]time.Time{}
 	}
-	e.free[st.Job.Task.ID] = st.Ended
+	e.releasedAt[st.Job.Task.ID] = st.Ended
 }
 
 // Recent returns the attempts that ended under this process, oldest first.

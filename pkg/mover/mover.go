@@ -133,6 +133,9 @@ type Result struct {
 	Incomplete []string `json:"incomplete,omitempty"`
 }
 
+// Deleted is the result of a task that nobody wants any more.
+var Deleted = Result{Error: "it is being deleted", Reason: ReasonDeleted}
+
 // Reason classifies a failure by what can be done about it.
 type Reason string
 

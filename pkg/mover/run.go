@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -72,6 +73,21 @@ func Run(ctx context.Context, task Task, env Env) Result {
 		return m.result
 	}
 	return Result{Error: err.Error(), Reason: m.reason(ctx, err)}
+}
+
+// Throttled reports at most once in a time, at the earliest at a first one: restic
+// says twice a second how far it is.
+func Throttled(clock func() time.Time, first time.Time, every time.Duration, report func(restic.Progress)) func(restic.Progress) {
+	var mu sync.Mutex
+	next := first
+	return func(p restic.Progress) {
+		mu.Lock()
+		defer mu.Unlock()
+		if now := clock(); !now.Before(next) {
+			next = now.Add(every)
+			report(p)
+		}
+	}
 }
 
 type mover struct {

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -73,7 +72,10 @@ func move(ctx context.Context, a Args, mounts *mount.Mounter, job backup.Job, lo
 	}
 	return mover.Run(ctx, task, mover.Env{
 		Dir: mover.Dir, Restic: repo, Mounts: mounts, Log: klog.FromContext(ctx),
-		Report: reporter(filepath.Join(a.Record, "progress.json"), now), Now: now,
+		Report: mover.Throttled(now, time.Time{}, progressEvery, func(p restic.Progress) {
+			// Only shown: a progress that cannot be written must not end the backup.
+			_ = record.Write(filepath.Join(a.Record, "progress.json"), p, false)
+		}), Now: now,
 		InitLock: func(ctx context.Context) (func(), error) {
 			return lockFile(ctx, filepath.Join(filepath.Dir(a.Record), ".init-"+task.Repository))
 		},
@@ -106,23 +108,6 @@ func place(ctx context.Context, mounts *mount.Mounter, task mover.Task) error {
 		return fmt.Errorf("mount a tmpfs at %s: %w", mover.Dir, err)
 	}
 	return mounts.Mount(ctx, task.Source, filepath.Join(mover.Dir, "data"), task.Backup != nil, nil)
-}
-
-// reporter writes progress to a file, at most once in progressEvery.
-func reporter(path string, clock func() time.Time) func(restic.Progress) {
-	var mu sync.Mutex
-	var last time.Time
-	return func(p restic.Progress) {
-		mu.Lock()
-		defer mu.Unlock()
-		now := clock()
-		if now.Sub(last) < progressEvery {
-			return
-		}
-		last = now
-		// Only shown: a progress that cannot be written must not end the backup.
-		_ = record.Write(path, p, false)
-	}
 }
 
 // lockFile waits for an exclusive lock on a file.

@@ -257,7 +257,7 @@ func (r *Runner) Stop(ctx context.Context, id string) error {
 		return err
 	}
 	defer lock.Close()
-	deleted := outcome{Result: mover.Result{Error: "it is being deleted", Reason: mover.ReasonDeleted}, Ended: r.Now()}
+	deleted := outcome{Result: mover.Deleted, Ended: r.Now()}
 	if err := record.Write(r.path(id, "result.json"), deleted, true); err != nil {
 		return fmt.Errorf("record of mover %s: %w", id, err)
 	}

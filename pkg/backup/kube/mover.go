@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -65,24 +64,13 @@ func move(ctx context.Context, a Args, mounts mount.Interface, now func() time.T
 	}
 	log := klog.FromContext(ctx).WithValues("task", task.ID)
 	log.Info("Moving", "kind", backup.Kind(task), "repository", task.Repository, "source", task.Source.String())
-	result := mover.Run(ctx, task, mover.Env{Restic: repo, Mounts: mounts, Now: now, Log: log, Report: reporter(log, now)})
+	report := mover.Throttled(now, now().Add(progressEvery), progressEvery, func(p restic.Progress) {
+		log.Info("Progress", "bytesDone", p.BytesDone, "bytesTotal", p.BytesTotal, "filesDone", p.FilesDone,
+			"filesTotal", p.FilesTotal, "bytesPerSecond", int64(p.Rate), "trouble", p.Trouble)
+	})
+	result := mover.Run(ctx, task, mover.Env{Restic: repo, Mounts: mounts, Now: now, Log: log, Report: report})
 	log.Info("Moved", "snapshot", result.Snapshot, "reason", result.Reason, "error", result.Error)
 	return result
-}
-
-// reporter logs progress, at most once in progressEvery.
-func reporter(log klog.Logger, clock func() time.Time) func(restic.Progress) {
-	var mu sync.Mutex
-	last := clock()
-	return func(p restic.Progress) {
-		mu.Lock()
-		defer mu.Unlock()
-		if now := clock(); now.Sub(last) >= progressEvery {
-			last = now
-			log.Info("Progress", "bytesDone", p.BytesDone, "bytesTotal", p.BytesTotal, "filesDone", p.FilesDone,
-				"filesTotal", p.FilesTotal, "bytesPerSecond", int64(p.Rate))
-		}
-	}
 }
 
 // message is a result as a termination message. What is too long loses its paths

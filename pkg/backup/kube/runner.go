@@ -212,7 +212,7 @@ func (r *Runner) end(ctx context.Context, id string, deleted bool) (*record, err
 		}
 		if how.Phase == backup.Running {
 			how = &backup.Status{Phase: backup.Failed, Ended: r.Now(),
-				Result: mover.Result{Error: "it is being deleted", Reason: mover.ReasonDeleted}}
+				Result: mover.Deleted}
 		}
 		rec.end(how)
 		if err := r.write(ctx, rec); err != nil {
