@@ -75,7 +75,9 @@ func (r *Runner) make(ctx context.Context, template *corev1.PodTemplate, job bac
 		Template: *pod,
 	}}, metav1.CreateOptions{})
 	if apierrors.IsAlreadyExists(err) {
-		made, err = r.Client.BatchV1().Jobs(r.Namespace).Get(ctx, name, metav1.GetOptions{})
+		if made, err = r.Client.BatchV1().Jobs(r.Namespace).Get(ctx, name, metav1.GetOptions{}); apierrors.IsNotFound(err) {
+			return "", "", fmt.Errorf("Job of mover %s: another controller has just removed it: %w", job.Task.ID, backend.ErrPending)
+		}
 	}
 	if err != nil {
 		return "", "", kind(err, "Job of mover %s", job.Task.ID)
