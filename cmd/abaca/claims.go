@@ -23,6 +23,6 @@ func claims(client kubernetes.Interface) func(context.Context, string, string) (
 			return csi.Claim{}, fmt.Errorf("%w: %w", backend.ErrUnavailable, err)
 		}
 		// The provisioner gives a volume and its PersistentVolume one name.
-		return csi.Claim{Volume: c.Spec.VolumeName, Labels: c.Labels, Annotations: c.Annotations}, nil
+		return csi.Claim{Volume: c.Spec.VolumeName, UID: string(c.UID), Labels: c.Labels, Annotations: c.Annotations}, nil
 	}
 }

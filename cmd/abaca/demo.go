@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/api/resource"
 
+	"github.com/abaca-csi/abaca/pkg/backup"
 	"github.com/abaca-csi/abaca/test/tree"
 )
 
@@ -164,7 +165,7 @@ func (o demoOptions) workDir() (string, error) {
 		}
 		return work, err
 	}
-	return "", fmt.Errorf("%s has less than the %s that are needed: name another place with --dir", strings.Join(candidates, " and "), demoBytes(need))
+	return "", fmt.Errorf("%s has less than the %s that are needed: name another place with --dir", strings.Join(candidates, " and "), backup.Bytes(need))
 }
 
 // demo is one run.
@@ -247,7 +248,7 @@ func (d *demo) play(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			s.Result = fmt.Sprintf("%s, volume %s", demoBytes(share.size), share.id)
+			s.Result = fmt.Sprintf("%s, volume %s", backup.Bytes(share.size), share.id)
 			return d.mountVolume(ctx, share)
 		}},
 		{"copy", "Copy the tree in, and files that backups like to lose", func(ctx context.Context, s *demoStep) (err error) {
@@ -300,7 +301,7 @@ func (d *demo) play(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			s.Result = fmt.Sprintf("%s read, %s stored", demoBytes(summary.TotalBytes), demoBytes(summary.DataAddedPacked))
+			s.Result = fmt.Sprintf("%s read, %s stored", backup.Bytes(summary.TotalBytes), backup.Bytes(summary.DataAddedPacked))
 			s.Numbers = summary.numbers()
 			return nil
 		}},
@@ -325,7 +326,7 @@ func (d *demo) play(ctx context.Context) error {
 			}
 			read, touched := summary.FilesNew+summary.FilesChanged, changed.ModifiedBytes+changed.RenamedBytes
 			s.Result = fmt.Sprintf("%s of %s files read (%s of %s), %s stored", demoCount(read), demoCount(after.Files),
-				demoBytes(touched), demoBytes(after.Bytes), demoBytes(summary.DataAddedPacked))
+				backup.Bytes(touched), backup.Bytes(after.Bytes), backup.Bytes(summary.DataAddedPacked))
 			s.Numbers = summary.numbers()
 			s.Numbers["changedFileBytes"] = touched
 			// One more than what was changed: volume.json, Abaca's own.
@@ -339,7 +340,7 @@ func (d *demo) play(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			s.Result = fmt.Sprintf("%s, volume %s", demoBytes(after.Bytes), restored.id)
+			s.Result = fmt.Sprintf("%s, volume %s", backup.Bytes(after.Bytes), restored.id)
 			return d.mountVolume(ctx, restored)
 		}},
 		{"compare", "Compare it with the share: contents, owners, modes, times, xattrs, ACLs, links, holes", func(ctx context.Context, s *demoStep) error {

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/term"
 
+	"github.com/abaca-csi/abaca/pkg/backup"
 	"github.com/abaca-csi/abaca/pkg/restic"
 	"github.com/abaca-csi/abaca/test/tree"
 )
@@ -140,11 +141,11 @@ func (p *demoPrinter) progress(at restic.Progress) {
 	done := min(1, float64(at.BytesDone)/float64(at.BytesTotal))
 	text := []string{
 		fmt.Sprintf("%3.0f %%", math.Floor(100*done)),
-		fmt.Sprintf("  %s of %s", demoBytes(at.BytesDone), demoBytes(at.BytesTotal)),
+		fmt.Sprintf("  %s of %s", backup.Bytes(at.BytesDone), backup.Bytes(at.BytesTotal)),
 		fmt.Sprintf(", %s of %s files", demoCount(at.FilesDone), demoCount(at.FilesTotal)),
 	}
 	if at.Rate >= 1 {
-		text = append(text, fmt.Sprintf(", %s/s", demoBytes(int64(at.Rate))))
+		text = append(text, fmt.Sprintf(", %s/s", backup.Bytes(int64(at.Rate))))
 	}
 	if p.terminal {
 		fmt.Fprint(p.w, "\r"+p.paint(green, progressLine(done, text, p.width-1))+"\x1b[K")
@@ -233,20 +234,6 @@ func writeDemoJSON(w io.Writer, d *demo, err error) error {
 	return e.Encode(report)
 }
 
-// demoBytes is a size in binary units.
-func demoBytes(n int64) string {
-	if n < 1<<10 {
-		return fmt.Sprintf("%d B", n)
-	}
-	value, unit := float64(n), ""
-	for _, unit = range []string{"KiB", "MiB", "GiB", "TiB"} {
-		if value /= 1 << 10; value < 999.95 {
-			break
-		}
-	}
-	return fmt.Sprintf("%.1f %s", value, unit)
-}
-
 // demoDuration has the unit that a person would choose.
 func demoDuration(seconds float64) string {
 	switch {
@@ -268,5 +255,5 @@ func demoCount[N int | int64](n N) string {
 }
 
 func demoTree(s tree.Size) string {
-	return fmt.Sprintf("%s files, %s", demoCount(s.Files), demoBytes(s.Bytes))
+	return fmt.Sprintf("%s files, %s", demoCount(s.Files), backup.Bytes(s.Bytes))
 }

@@ -16,12 +16,13 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/abaca-csi/abaca/pkg/backup"
 	"github.com/abaca-csi/abaca/pkg/restic"
 )
 
 func TestDemoUnits(t *testing.T) {
 	got := []string{
-		demoBytes(0), demoBytes(1023), demoBytes(1024), demoBytes(300 << 20), demoBytes(1023 << 20), demoBytes(5 << 40), demoBytes(1 << 60),
+		backup.Bytes(0), backup.Bytes(1023), backup.Bytes(1024), backup.Bytes(300 << 20), backup.Bytes(1023 << 20), backup.Bytes(5 << 40), backup.Bytes(1 << 60),
 		demoDuration(0.0004), demoDuration(0.25), demoDuration(0.9999), demoDuration(12.34), demoDuration(119.99), demoDuration(3601),
 		demoCount(0), demoCount(999), demoCount(1000), demoCount(1234567),
 	}

@@ -45,6 +45,7 @@ type serveOptions struct {
 	endpoint, httpEndpoint string
 	config, repositories   string
 	movers                 string
+	events                 bool
 	nodeID, zone           string
 	stateDir, keys         string
 	addresses              []string
@@ -76,6 +77,7 @@ func newServeCommand(name, short string, controller, node bool) *cobra.Command {
 	if controller {
 		f.StringVar(&o.repositories, "repositories", "", "the directory with one folder for each restic repository; empty for no backups")
 		f.StringVar(&o.movers, "movers", "", "where movers run: podtemplate:NAMESPACE/NAME for Jobs in the cluster that this runs in; empty for processes of this one's")
+		f.BoolVar(&o.events, "events", false, "tell what becomes of backups and restores in events of VolumeSnapshots and claims, in the cluster that this runs in")
 		resticFlags(f, &o.restic, &o.anyRestic)
 	}
 	return cmd
@@ -168,6 +170,19 @@ func (o serveOptions) run(ctx context.Context) error {
 			driver.Claims = claims(jobs.Client)
 		}
 	}
+	news, events := &backup.News{}, (*kube.Events)(nil)
+	if o.events {
+		client, err := inCluster()
+		if err != nil {
+			return fmt.Errorf("--events: %w", err)
+		}
+		events = kube.NewEvents(client, csi.DriverName)
+		news.To = events
+	}
+	driver.Recorder = news
+	if driver.Backups != nil {
+		driver.Backups.Recorder = news
+	}
 	listener, err := listen(ctx, o.endpoint)
 	if err != nil {
 		return err
@@ -179,6 +194,9 @@ func (o serveOptions) run(ctx context.Context) error {
 	var beside sync.WaitGroup
 	defer beside.Wait()
 	defer cancel()
+	if events != nil {
+		beside.Go(func() { events.Run(ctx) })
+	}
 	if driver.Backups != nil {
 		beside.Go(func() { driver.Backups.Run(ctx) })
 	}

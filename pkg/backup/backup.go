@@ -63,6 +63,9 @@ type Job struct {
 	// Files is how many files the repository is known to hold, each volume's
 	// newest backup counted: a measure of the memory that restic needs.
 	Files int64 `json:"files,omitempty"`
+	// About are the objects that people look at: the first one hears of everything,
+	// the others of how it ended.
+	About []Object `json:"about,omitempty"`
 	// Attempt counts the movers that were started for the job, from 1.
 	Attempt int `json:"attempt"`
 }

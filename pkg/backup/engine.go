@@ -64,6 +64,8 @@ type Engine struct {
 	Node backend.Node
 	// Tick is how often Run looks after the jobs.
 	Tick time.Duration
+	// Recorder is told what becomes of backups and restores; nil for nobody.
+	Recorder Recorder
 
 	wakeOnce sync.Once
 	woken    chan struct{}
@@ -103,6 +105,7 @@ type Request struct {
 	// AllowPartial and AllowEmpty are as in mover.Backup.
 	AllowPartial, AllowEmpty bool
 	Exclude                  []string // as mover.Backup.Exclude
+	About                    []Object // as Job.About
 	// Complete adds what has to be asked for when the backup begins, and only then;
 	// nil adds nothing.
 	Complete func(context.Context, *Request) error
@@ -211,7 +214,7 @@ func (e *Engine) begin(ctx context.Context, req Request, parent *mover.Parent) (
 		parent = nil // so that the mover looks before it begins, and waits
 	}
 	job := Job{
-		Backend: req.Backend, Snapshot: snap.ID, Consumer: consumerOf(req.ID), Attempt: 1, Files: e.files(req.Repository),
+		Backend: req.Backend, Snapshot: snap.ID, Consumer: consumerOf(req.ID), Attempt: 1, Files: e.files(req.Repository), About: req.About,
 		Task: mover.Task{
 			ID: req.ID, Repository: req.Repository, Made: e.Made(req.Repository),
 			Backup: &mover.Backup{
@@ -236,8 +239,7 @@ func (e *Engine) begin(ctx context.Context, req Request, parent *mover.Parent) (
 		}
 		return nil, err
 	}
-	klog.FromContext(ctx).Info("Backup begun", "backup", req.ID, "name", req.Name, "volumeID", req.Volume,
-		"repository", req.Repository, "snapshotID", snap.ID)
+	e.wake() // to tell of it
 	return describe(job), nil
 }
 
@@ -272,6 +274,7 @@ func Source(x *backend.Export) mount.Source {
 // holds the job's lock.
 func (e *Engine) advance(ctx context.Context, st *Status) (*Backup, error) {
 	b := describe(st.Job)
+	e.tell(ctx, st)
 	switch st.Phase {
 	case Running:
 		return b, st.trouble()
@@ -290,11 +293,11 @@ func (e *Engine) advance(ctx context.Context, st *Status) (*Backup, error) {
 				}
 				e.setReleased(st)
 			}
-			return nil, fmt.Errorf("backup %q: %w: %s", b.Name, ErrFailed, st.Result.Error)
+			return nil, told{fmt.Errorf("backup %q: %w: %s", b.Name, ErrFailed, st.Result.Error)}
 		}
 		if wait := st.Ended.Add(backoff(st.Job.Attempt)).Sub(e.Now()); wait > 0 {
-			return nil, fmt.Errorf("backup %q: attempt %d: %s (next attempt at %s): %w", b.Name, st.Job.Attempt, st.Result.Error,
-				e.Now().Add(wait).UTC().Format(time.TimeOnly+"Z"), backend.ErrUnavailable)
+			return nil, told{fmt.Errorf("backup %q: attempt %d: %s (next attempt at %s): %w", b.Name, st.Job.Attempt, st.Result.Error,
+				e.Now().Add(wait).UTC().Format(time.TimeOnly+"Z"), backend.ErrUnavailable)}
 		}
 		// One that was told to stop, as when its node is drained, has left as much
 		// as one that was killed.
@@ -318,8 +321,6 @@ func (e *Engine) advance(ctx context.Context, st *Status) (*Backup, error) {
 		if err := e.Runner.Remove(ctx, st.Job.Task.ID); err != nil {
 			return nil, err
 		}
-		klog.FromContext(ctx).Info("Backup done", "backup", b.ID, "name", b.Name, "volumeID", b.Volume,
-			"repository", b.Repository, "resticSnapshot", st.Result.Snapshot)
 		return b, nil
 	}
 	return nil, fmt.Errorf("backup %q is in unknown phase %q", b.Name, st.Phase)
@@ -545,6 +546,7 @@ type RestoreRequest struct {
 	Name       string // its CSI name
 	// Backend and Share are the share that is filled.
 	Backend, Share string
+	About          []Object // as Job.About
 	// Wanted is asked before a mover starts, the last time when no other can: an
 	// error says that the share is not to be written any more.
 	Wanted func(context.Context) error
@@ -561,7 +563,7 @@ func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (*Status, erro
 	}
 	defer release()
 
-	job := Job{Backend: req.Backend, Share: req.Share, Consumer: req.ID, Attempt: 1, Files: e.files(req.Repository),
+	job := Job{Backend: req.Backend, Share: req.Share, Consumer: req.ID, Attempt: 1, Files: e.files(req.Repository), About: req.About,
 		Task: mover.Task{ID: req.ID, Repository: req.Repository, Made: true,
 			Restore: &mover.Restore{Backup: req.Backup, Volume: req.Volume, Name: req.Name}}}
 	st, err := e.Runner.Status(ctx, req.ID)
@@ -579,8 +581,7 @@ func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (*Status, erro
 		if err != nil {
 			return nil, fmt.Errorf("start restore %s: %w", req.ID, err)
 		}
-		klog.FromContext(ctx).Info("Restore begun", "task", req.ID, "backup", req.Backup, "name", req.Name, "volumeID", req.Volume,
-			"repository", req.Repository)
+		e.wake() // to tell of it
 		return &Status{Job: job, Phase: Running}, nil
 	case err != nil:
 		return nil, err
@@ -588,6 +589,7 @@ func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (*Status, erro
 	if now := st.Job.Task; now.Restore.Backup != req.Backup || now.Repository != req.Repository {
 		return nil, fmt.Errorf("restore %s is of backup %s in repository %q: %w", req.ID, now.Restore.Backup, now.Repository, backend.ErrConflict)
 	}
+	e.tell(ctx, st)
 	switch st.Phase {
 	case Interrupted:
 		var err error
@@ -653,6 +655,7 @@ func (e *Engine) Run(ctx context.Context) {
 			continue
 		}
 		for _, st := range jobs {
+			e.tell(ctx, st)
 			id := st.Job.Task.ID
 			if st.Job.Task.Backup == nil || st.Phase == Running || e.released(st) {
 				continue // whoever asked for a restore looks after it
@@ -971,7 +974,7 @@ func (st *Status) trouble() error {
 	if text == "" {
 		return nil
 	}
-	return fmt.Errorf("mover of %s, attempt %d: %s: %w", st.Job.Task.ID, st.Job.Attempt, text, backend.ErrUnavailable)
+	return told{fmt.Errorf("mover of %s, attempt %d: %s: %w", st.Job.Task.ID, st.Job.Attempt, text, backend.ErrUnavailable)}
 }
 
 // backup says what a job has come to.

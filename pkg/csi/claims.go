@@ -3,16 +3,20 @@ package csi
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"strings"
 
+	"github.com/container-storage-interface/spec/lib/go/csi"
+
 	"github.com/abaca-csi/abaca/pkg/backend"
+	"github.com/abaca-csi/abaca/pkg/backup"
 	"github.com/abaca-csi/abaca/pkg/mover"
 )
 
 // Claim is what an orchestrator's object that a volume was made for says of it.
 type Claim struct {
 	// Volume is the CSI name of the volume that it is bound to.
-	Volume              string
+	Volume, UID         string
 	Labels, Annotations map[string]string
 }
 
@@ -45,4 +49,28 @@ func (c Claim) exclude() ([]string, error) {
 		return nil, fmt.Errorf("annotation %s of the claim: %w: %w", ExcludeAnnotation, err, backend.ErrInvalid)
 	}
 	return patterns, nil
+}
+
+// named is the UID of the object that a CSI name was made for, as sidecars make
+// them: pvc-<UID> (external-provisioner, makeVolumeName), snapshot-<UID>
+// (external-snapshotter, makeSnapshotName).
+var named = regexp.MustCompile(`-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})$`)
+
+// about is the object that a CSI name was made for; none if the orchestrator does
+// not say which.
+func about(kind, namespace, name, csiName string) []backup.Object {
+	if namespace == "" || name == "" {
+		return nil
+	}
+	o := backup.Object{Kind: kind, Namespace: namespace, Name: name}
+	if uid := named.FindStringSubmatch(csiName); uid != nil {
+		o.UID = uid[1]
+	}
+	return []backup.Object{o}
+}
+
+// aboutSnapshot is the VolumeSnapshot that a request is for.
+func aboutSnapshot(req *csi.CreateSnapshotRequest) []backup.Object {
+	p := req.GetParameters()
+	return about(backup.VolumeSnapshot, p[snapshotNamespaceKey], p[snapshotNameKey], req.GetName())
 }

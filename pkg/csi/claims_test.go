@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
+	"github.com/abaca-csi/abaca/pkg/backup"
 )
 
 // TestClaims: labels of the claim are in the description of its backups, and its
@@ -65,5 +67,69 @@ func TestClaims(t *testing.T) {
 	code(t, save("three"), codes.InvalidArgument, ExcludeAnnotation, `"a/["`)
 	if err := save("one"); err != nil { // which is there already
 		t.Error(err)
+	}
+}
+
+// recorded is a recorder that remembers.
+type recorded struct {
+	mu     sync.Mutex
+	events []backup.Event
+}
+
+func (r *recorded) Record(_ context.Context, e backup.Event) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.events = append(r.events, e)
+}
+
+func (r *recorded) take() []backup.Event {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := r.events
+	r.events = nil
+	return all
+}
+
+// TestEvents: a snapshot that is refused is told of on its VolumeSnapshot, and jobs
+// know whose they are.
+func TestEvents(t *testing.T) {
+	f, ctx, told := newFixture(t), context.Background(), &recorded{}
+	engine, runner := newEngine(f.driver.Backends)
+	f.driver.Backups, f.driver.Recorder = engine, told
+	f.driver.Claims = func(context.Context, string, string) (Claim, error) { return Claim{Volume: "data", UID: "u"}, nil }
+	made := create("data", writer, nil)
+	made.Parameters = map[string]string{claimNamespaceKey: "prod", claimNameKey: "data"}
+	v := f.volume(made)
+	const uid = "0b5f3c6e-7d4e-4a6c-8f0e-2a1b3c4d5e6f"
+	save := func(volume, kind string) (*csi.CreateSnapshotResponse, error) {
+		return f.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: "snapshot-" + uid, SourceVolumeId: volume, Parameters: map[string]string{
+			"type": kind, "repository": "offsite", snapshotNameKey: "nightly", snapshotNamespaceKey: "shop"}})
+	}
+	snapshot := backup.Object{Kind: "VolumeSnapshot", Namespace: "shop", Name: "nightly", UID: uid}
+	_, err := save(v.GetVolumeId(), "bakcup")
+	code(t, err, codes.InvalidArgument)
+	if all := told.take(); len(all) != 1 || all[0].Object != snapshot || all[0].Reason != backup.SnapshotRefused || !strings.Contains(all[0].Text, "bakcup") {
+		t.Errorf("%+v", all)
+	}
+	f.backend.On("CreateSnapshot").Nth(1).Fail(backend.ErrPending)
+	_, err = save(v.GetVolumeId(), "backup")
+	code(t, err, codes.Aborted)
+	s, err := save(v.GetVolumeId(), "backup")
+	if all := told.take(); err != nil || len(all) != 0 {
+		t.Errorf("what goes well is the engine's to tell: %+v, %v", all, err)
+	}
+	if about := runner.jobs[digest("snapshot-"+uid)].Job.About; !slices.Equal(about, []backup.Object{snapshot,
+		{Kind: "PersistentVolumeClaim", Namespace: "prod", Name: "data", UID: "u"}}) {
+		t.Errorf("the backup is about %v", about)
+	}
+	back := create("pvc-"+uid, writer, nil)
+	back.Parameters = map[string]string{claimNamespaceKey: "shop", claimNameKey: "back"}
+	back.VolumeContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{
+		Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: s.GetSnapshot().GetSnapshotId()}}}
+	engine.Recorder = told
+	f.volume(back)
+	if all := told.take(); len(all) == 0 || all[len(all)-1].Reason != backup.RestoreFinished ||
+		all[0].Object != (backup.Object{Kind: "PersistentVolumeClaim", Namespace: "shop", Name: "back", UID: uid}) {
+		t.Errorf("restore: %+v", all)
 	}
 }

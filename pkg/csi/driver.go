@@ -54,7 +54,9 @@ type Driver struct {
 	Backups *backup.Engine
 	// Claims looks up the claim that a volume was made for; nil without Kubernetes.
 	Claims func(ctx context.Context, namespace, name string) (Claim, error)
-	Mounts mount.Interface
+	// Recorder is told of requests for snapshots that fail; nil for nobody.
+	Recorder backup.Recorder
+	Mounts   mount.Interface
 	// StagedDir is where the Node service keeps what it needs to know of the
 	// volumes that are staged.
 	StagedDir string

@@ -14,12 +14,14 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
+	"github.com/abaca-csi/abaca/pkg/backup"
 )
 
 // interceptors returns what every request passes, outside in: recover, logger,
-// metrics, status table, locks.
+// metrics, status table,
+// events, locks.
 func (d *Driver) interceptors(log klog.Logger) []grpc.UnaryServerInterceptor {
-	return []grpc.UnaryServerInterceptor{recovering(log), logging(log), d.measuring, tabling, d.locking}
+	return []grpc.UnaryServerInterceptor{recovering(log), logging(log), d.measuring, tabling, d.telling, d.locking}
 }
 
 // recovering answers a panic with Internal; the process goes on.
@@ -115,6 +117,25 @@ func tabling(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler g
 		return nil, toStatus(info.FullMethod, err)
 	}
 	return resp, nil
+}
+
+// telling tells of a snapshot that is not made, on the VolumeSnapshot itself: the
+// snapshotter does so on the VolumeSnapshotContent, which is nobody's. For a volume
+// the provisioner does, on the claim.
+func (d *Driver) telling(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	resp, err := handler(ctx, req)
+	r, ok := req.(*csi.CreateSnapshotRequest)
+	if !ok || err == nil || d.Recorder == nil || backup.Told(err) {
+		return resp, err
+	}
+	switch status.Code(toStatus(info.FullMethod, err)) {
+	case codes.Aborted, codes.Canceled, codes.DeadlineExceeded: // it goes on
+	default:
+		for _, o := range aboutSnapshot(r) {
+			d.Recorder.Record(ctx, backup.Refused(o, err, d.Now()))
+		}
+	}
+	return resp, err
 }
 
 // locking refuses a request for an object that another request is at work on

@@ -16,9 +16,11 @@ import (
 // orchestrator adds by itself begins with its prefix and is read where we know
 // it (external-provisioner and external-snapshotter, --extra-create-metadata).
 const (
-	orchestratorPrefix = "csi.storage.k8s.io/"
-	claimNameKey       = orchestratorPrefix + "pvc/name"
-	claimNamespaceKey  = orchestratorPrefix + "pvc/namespace"
+	orchestratorPrefix   = "csi.storage.k8s.io/"
+	claimNameKey         = orchestratorPrefix + "pvc/name"
+	claimNamespaceKey    = orchestratorPrefix + "pvc/namespace"
+	snapshotNameKey      = orchestratorPrefix + "volumesnapshot/name"
+	snapshotNamespaceKey = orchestratorPrefix + "volumesnapshot/namespace"
 
 	backendKey      = "backend"
 	typeKey         = "type"

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -54,9 +55,11 @@ func (d *Driver) createFromBackup(ctx context.Context, c creation, s Snapshot) (
 		}
 		return err
 	}
+	namespace, claim, _ := strings.Cut(c.description[describeClaim], "/")
 	st, err := d.awaitRestore(ctx, engine, backup.RestoreRequest{
 		ID: restore, Repository: s.Repository, Backup: s.Backup, Volume: Volume{Backend: c.backendName, Share: share.ID}.String(),
-		Name: c.name, Backend: c.backendName, Share: share.ID, Wanted: draft})
+		Name: c.name, Backend: c.backendName, Share: share.ID, Wanted: draft,
+		About: about(backup.PersistentVolumeClaim, namespace, claim, c.name)})
 	if err != nil && final(err) {
 		// The orchestrator may never come back, so nothing stays.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTimeout)
@@ -73,7 +76,7 @@ func (d *Driver) createFromBackup(ctx context.Context, c creation, s Snapshot) (
 		return nil, err
 	}
 	if st.Phase != backup.Succeeded {
-		return nil, fmt.Errorf("volume %q is being restored: %s: %w", c.name, percentage(st), backend.ErrPending)
+		return nil, fmt.Errorf("volume %q is being restored: %s: %w", c.name, st.Progressed(), backend.ErrPending)
 	}
 	if err := c.backend.CommitShare(ctx, share.ID); err != nil {
 		return nil, err
@@ -140,20 +143,4 @@ func (d *Driver) awaitRestore(ctx context.Context, engine *backup.Engine, req ba
 		case <-time.After(restorePoll):
 		}
 	}
-}
-
-func percentage(st *backup.Status) string {
-	p := st.Progress
-	if st.Trouble != "" {
-		return st.Trouble
-	}
-	text := "0 %"
-	if p.BytesTotal != 0 {
-		text = fmt.Sprintf("%d %% (%d of %d bytes, %d of %d files)",
-			100*p.BytesDone/p.BytesTotal, p.BytesDone, p.BytesTotal, p.FilesDone, p.FilesTotal)
-	}
-	if p.Trouble != "" {
-		text += ", but " + p.Trouble
-	}
-	return text
 }

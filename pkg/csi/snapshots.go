@@ -47,7 +47,7 @@ func (d *Driver) CreateSnapshot(ctx context.Context, req *csi.CreateSnapshotRequ
 		return nil, fmt.Errorf("the share type of volume %s has no snapshots: %w", v, backend.ErrUnsupported)
 	}
 	if params.backup {
-		return d.createBackup(ctx, req.GetName(), params, v, share)
+		return d.createBackup(ctx, req, params, v, share)
 	}
 	s, err := b.CreateSnapshot(ctx, backend.CreateSnapshotRequest{Name: req.GetName(), ShareID: v.Share, Role: backend.RoleUser})
 	if err != nil {
@@ -56,15 +56,15 @@ func (d *Driver) CreateSnapshot(ctx context.Context, req *csi.CreateSnapshotRequ
 	return &csi.CreateSnapshotResponse{Snapshot: describeSnapshot(v.Backend, s)}, nil
 }
 
-func (d *Driver) createBackup(ctx context.Context, name string, params snapshotParameters, v Volume, share *backend.Share) (*csi.CreateSnapshotResponse, error) {
+func (d *Driver) createBackup(ctx context.Context, r *csi.CreateSnapshotRequest, params snapshotParameters, v Volume, share *backend.Share) (*csi.CreateSnapshotResponse, error) {
 	engine, err := d.engine()
 	if err != nil {
 		return nil, err
 	}
 	req := backup.Request{
-		ID: digest(name), Name: name, Repository: params.repository, Backend: v.Backend, ShareID: v.Share,
+		ID: digest(r.GetName()), Name: r.GetName(), Repository: params.repository, Backend: v.Backend, ShareID: v.Share,
 		Volume: v.String(), Host: v.String(), AllowPartial: params.allowPartial, AllowEmpty: params.allowEmpty,
-		Exclude: params.exclude,
+		Exclude: params.exclude, About: aboutSnapshot(r),
 	}
 	description := Description{Version: 1, Driver: DriverName, Volume: v.String()} // of a volume that has gone
 	if share != nil {
@@ -83,6 +83,9 @@ func (d *Driver) createBackup(ctx context.Context, name string, params snapshotP
 			return err
 		}
 		req.Exclude = append(req.Exclude, patterns...)
+		if namespace, name, _ := strings.Cut(description.Claim, "/"); claim.UID != "" {
+			req.About = append(req.About, backup.Object{Kind: backup.PersistentVolumeClaim, Namespace: namespace, Name: name, UID: claim.UID})
+		}
 		description.Labels = claim.Labels
 		req.Description, err = json.Marshal(description)
 		return err

@@ -30,6 +30,7 @@ var ours = map[string][]string{
 	// Small tools that know nothing of shares.
 	"pkg/busy":    {},
 	"pkg/keys":    {"pkg/record"},
+	"pkg/event":   {},
 	"pkg/line":    {},
 	"pkg/nearest": {},
 	"pkg/record":  {},
@@ -44,14 +45,14 @@ var ours = map[string][]string{
 	"pkg/restic":              {"pkg/nearest", "pkg/record"},
 
 	"pkg/schedule":      {"pkg/line", "pkg/nearest"},
-	"pkg/schedule/kube": {"pkg/line", "pkg/nearest", "pkg/schedule"},
+	"pkg/schedule/kube": {"pkg/event", "pkg/line", "pkg/nearest", "pkg/schedule"},
 
 	"pkg/mover":            {"pkg/mount", "pkg/nearest", "pkg/record", "pkg/restic"},
 	"pkg/maintain":         {"pkg/line", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/record", "pkg/restic"},
 	"pkg/backup":           {"pkg/backend", "pkg/busy", "pkg/line", "pkg/maintain", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/record", "pkg/restic"},
 	"pkg/backup/inprocess": {"pkg/backend", "pkg/backup", "pkg/busy", "pkg/line", "pkg/maintain", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/record", "pkg/restic"},
 	"pkg/csi":              {"pkg/backend", "pkg/backup", "pkg/busy", "pkg/line", "pkg/maintain", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/record", "pkg/restic"},
-	"pkg/backup/kube":      {"pkg/backend", "pkg/backup", "pkg/busy", "pkg/line", "pkg/maintain", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/record", "pkg/restic"},
+	"pkg/backup/kube":      {"pkg/backend", "pkg/backup", "pkg/busy", "pkg/event", "pkg/line", "pkg/maintain", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/record", "pkg/restic"},
 }
 
 // theirs says which packages of others a layer must be free of, itself and

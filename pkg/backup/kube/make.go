@@ -76,7 +76,7 @@ func (r *Runner) make(ctx context.Context, template *corev1.PodTemplate, job bac
 	}}, metav1.CreateOptions{})
 	if apierrors.IsAlreadyExists(err) {
 		if made, err = r.Client.BatchV1().Jobs(r.Namespace).Get(ctx, name, metav1.GetOptions{}); apierrors.IsNotFound(err) {
-			return "", "", fmt.Errorf("Job of mover %s: another controller has just removed it: %w", job.Task.ID, backend.ErrPending)
+			return "", "", fmt.Errorf("mover %s: another controller has just removed its Job: %w", job.Task.ID, backend.ErrPending)
 		}
 	}
 	if err != nil {
