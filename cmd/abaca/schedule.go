@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,10 +11,12 @@ import (
 
 	snapshots "github.com/kubernetes-csi/external-snapshotter/client/v8/clientset/versioned"
 	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
 
 	"github.com/abaca-csi/abaca/pkg/schedule"
 	"github.com/abaca-csi/abaca/pkg/schedule/kube"
@@ -54,31 +57,48 @@ func (o scheduleOptions) run(cmd *cobra.Command) error {
 	if err := checkOutput(o.output); err != nil {
 		return err
 	}
-	if _, err := labels.Parse(o.selector); err != nil {
-		return fmt.Errorf("--selector: %w", err)
-	}
-	tiers, err := schedule.ParseTiers(o.tiers)
-	if err != nil {
-		return err
-	}
-	zone, err := time.LoadLocation(o.zone)
-	if err != nil {
-		return fmt.Errorf("--time-zone: %w", err)
-	}
-	run := schedule.Options{Schedule: o.schedule, Claims: schedule.Selection{Selector: o.selector, Names: o.claims}, Tiers: tiers,
-		Timeout: o.timeout, Parallel: o.parallel, Location: zone, DryRun: o.dryRun, Now: time.Now}
+	// What is wrong with the schedule is told on the CronJob too, so the cluster
+	// comes first.
+	run, wrong := o.options()
 	cluster, err := o.cluster()
 	if err != nil {
-		return err
+		return cmp.Or(wrong, err)
 	}
-	if err := who(ctx, cluster, &run); err != nil {
-		return err
+	owner, err := who(ctx, cluster, &run)
+	if err != nil {
+		return cmp.Or(wrong, err)
 	}
-	result, err := schedule.Run(ctx, cluster, run)
-	if err != nil && ctx.Err() == nil {
+	result, err := schedule.Result{}, wrong
+	if wrong == nil {
+		result, err = schedule.Run(ctx, cluster, run)
+	}
+	if owner != nil && !o.dryRun {
+		reason, text := schedule.News(result, err)
+		if err := cluster.Tell(ctx, *owner, reason, text, run.At, run.Now()); err != nil {
+			klog.FromContext(ctx).Error(err, "Event is not written", "object", owner.Kind+" "+owner.Name, "reason", reason)
+		}
+	}
+	if err != nil && (wrong != nil || ctx.Err() == nil) {
 		return err
 	}
 	return conclude(cmd, o.output, result, err)
+}
+
+// options are what the flags say. schedule.ErrInvalid if that cannot be.
+func (o scheduleOptions) options() (schedule.Options, error) {
+	run := schedule.Options{Schedule: o.schedule, Claims: schedule.Selection{Selector: o.selector, Names: o.claims},
+		Timeout: o.timeout, Parallel: o.parallel, DryRun: o.dryRun, Now: time.Now}
+	if _, err := labels.Parse(o.selector); err != nil {
+		return run, fmt.Errorf("%w: --selector: %w", schedule.ErrInvalid, err)
+	}
+	var err error
+	if run.Tiers, err = schedule.ParseTiers(o.tiers); err != nil {
+		return run, fmt.Errorf("%w: %w", schedule.ErrInvalid, err)
+	}
+	if run.Location, err = time.LoadLocation(o.zone); err != nil {
+		return run, fmt.Errorf("%w: --time-zone: %w", schedule.ErrInvalid, err)
+	}
+	return run, nil
 }
 
 // cluster is the one that this runs in, or else that of the kubeconfig.
@@ -104,30 +124,29 @@ func (o scheduleOptions) cluster() (*kube.Namespace, error) {
 	return n, err
 }
 
-// who says for which schedule and time this runs: its Job knows. By hand, outside
-// of a cluster, it is now.
-func who(ctx context.Context, cluster *kube.Namespace, run *schedule.Options) error {
+// who says for which schedule and time this runs, and whom its events are of: its
+// Job knows. By hand, outside of a cluster, it is now, and of nobody.
+func who(ctx context.Context, cluster *kube.Namespace, run *schedule.Options) (*corev1.ObjectReference, error) {
 	pod := os.Getenv("POD_NAME")
 	if pod == "" && os.Getenv("KUBERNETES_SERVICE_HOST") != "" {
 		pod, _ = os.Hostname()
 	}
 	if pod == "" {
 		if run.Schedule == "" {
-			return errors.New("this does not run in a pod: say with --schedule which schedule it is for")
+			return nil, errors.New("this does not run in a pod: say with --schedule which schedule it is for")
 		}
 		run.At = run.Now()
-		return nil
+		return nil, nil
 	}
 	job, err := cluster.Job(ctx, pod)
 	if err != nil {
-		return fmt.Errorf("find out which Job this is (POD_NAME says which pod): %w", err)
+		return nil, fmt.Errorf("find out which Job this is (POD_NAME says which pod): %w", err)
 	}
-	if owner := metav1.GetControllerOf(job); owner != nil && owner.Kind == "CronJob" && run.Schedule == "" {
-		run.Schedule = owner.Name
+	about := &corev1.ObjectReference{APIVersion: "batch/v1", Kind: "Job", Namespace: job.Namespace, Name: job.Name, UID: job.UID}
+	if owner := metav1.GetControllerOf(job); owner != nil && owner.Kind == "CronJob" {
+		about.Kind, about.Name, about.UID = owner.Kind, owner.Name, owner.UID
 	}
-	if run.Schedule == "" {
-		run.Schedule = job.Name
-	}
+	run.Schedule = cmp.Or(run.Schedule, about.Name)
 	run.At, err = schedule.ScheduledTime(job.Annotations, job.CreationTimestamp.Time)
-	return err
+	return about, err
 }

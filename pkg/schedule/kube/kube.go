@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	snapshots "github.com/kubernetes-csi/external-snapshotter/client/v8/clientset/versioned"
@@ -15,8 +16,13 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/abaca-csi/abaca/pkg/event"
+	"github.com/abaca-csi/abaca/pkg/line"
 	"github.com/abaca-csi/abaca/pkg/schedule"
 )
+
+// tellTime bounds the writing of an event.
+const tellTime = 10 * time.Second
 
 // Namespace implements schedule.Cluster. It needs the verbs get and list on claims,
 // and get, list, create and delete on VolumeSnapshots; Job needs get on pods and
@@ -175,4 +181,14 @@ func (n *Namespace) Job(ctx context.Context, pod string) (*batchv1.Job, error) {
 	}
 	job, err := n.Core.BatchV1().Jobs(n.Name).Get(ctx, owner.Name, metav1.GetOptions{})
 	return job, kind(err)
+}
+
+// Tell tells on an object of the namespace what the run for a time has come to; once,
+// however often that is tried. It needs the verbs create and patch on events, and
+// does so when ctx has ended, too.
+func (n *Namespace) Tell(ctx context.Context, o corev1.ObjectReference, reason schedule.EventReason, text string, at, now time.Time) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tellTime)
+	defer cancel()
+	return event.Put(ctx, n.Core, event.Event{Object: o, Reason: string(reason), Subject: at.UTC().Format(time.RFC3339), Text: line.One(text, ""),
+		Warning: reason.Warning(), Count: 1, First: now, Last: now, Source: "abaca-schedule"})
 }

@@ -187,3 +187,28 @@ func TestJob(t *testing.T) {
 		}
 	}
 }
+
+// TestTell: one event of a run, however often it is tried.
+func TestTell(t *testing.T) {
+	n, at := namespace(), time.Date(2026, 4, 12, 1, 0, 0, 0, time.UTC)
+	about := corev1.ObjectReference{APIVersion: "batch/v1", Kind: "CronJob", Namespace: "shop", Name: "nightly", UID: "u"}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for try := range 2 {
+		if err := n.Tell(ended, about, schedule.ScheduleFailed, "two\nlines", at, at.Add(time.Duration(try)*time.Minute)); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := n.Tell(ended, about, schedule.ScheduleFinished, "well", at.Add(time.Hour), at.Add(time.Hour)); err != nil {
+		t.Error(err)
+	}
+	list, err := n.Core.CoreV1().Events("shop").List(t.Context(), metav1.ListOptions{})
+	if err != nil || len(list.Items) != 2 {
+		t.Fatalf("%d events, %v", len(list.Items), err)
+	}
+	for _, e := range list.Items {
+		if e.InvolvedObject != about || (e.Type == corev1.EventTypeWarning) != (e.Message == "two lines") {
+			t.Errorf("%+v", e)
+		}
+	}
+}
