@@ -46,21 +46,22 @@ func (r *Runner) look(ctx context.Context, rec *record) (*backup.Status, error) 
 	if err != nil {
 		return nil, kind(err, "pods of mover %s", id)
 	}
-	return r.judge(ctx, rec, job, pods.Items), nil
+	return r.judge(ctx, rec, job, pods.Items)
 }
 
-// judge says how far an attempt is that has this Job, if any, and these pods.
-func (r *Runner) judge(ctx context.Context, rec *record, job *batchv1.Job, pods []corev1.Pod) *backup.Status {
+// judge says how far an attempt is that has this Job, if any, and these pods. They
+// were read after the record.
+func (r *Runner) judge(ctx context.Context, rec *record, job *batchv1.Job, pods []corev1.Pod) (*backup.Status, error) {
 	st := rec.status()
 	if st.Phase != "" {
-		return st
+		return st, nil
 	}
 	st.Phase = backup.Running
 	var last *corev1.Pod
 	for i := range pods {
 		if p := &pods[i]; p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed {
-			st.Trouble = r.trouble(ctx, p)
-			return st
+			st.Progress, st.Trouble = r.progress(p.UID), r.trouble(ctx, p)
+			return st, nil
 		}
 		last = &pods[i]
 	}
@@ -73,10 +74,25 @@ func (r *Runner) judge(ctx context.Context, rec *record, job *batchv1.Job, pods 
 			if why := taken(last); why != "" && result.Reason == mover.ReasonStopped {
 				st.Result.Error = why + ": " + result.Error
 			}
-			return st
+			return st, nil
 		}
 	}
-	switch end := finished(job); {
+	end := finished(job)
+	if job == nil || end != nil {
+		// Another controller may have written down how it ended, and then taken away
+		// what would say so.
+		now, err := r.read(ctx, rec.Job.Task.ID)
+		if err != nil {
+			return nil, err
+		}
+		if now.version != rec.version {
+			if st = now.status(); st.Phase == "" {
+				st.Phase = backup.Running // the next attempt
+			}
+			return st, nil
+		}
+	}
+	switch {
 	case job == nil:
 		st.Phase, st.Trouble = backup.Interrupted, "its Job has been deleted"
 	case end == nil && job.Spec.Suspend != nil && *job.Spec.Suspend:
@@ -90,7 +106,7 @@ func (r *Runner) judge(ctx context.Context, rec *record, job *batchv1.Job, pods 
 	default:
 		st.Phase, st.Trouble = backup.Interrupted, death(last)
 	}
-	return st
+	return st, nil
 }
 
 // finished returns the condition by which a Job has ended, nil if it has not.

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -9,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/abaca-csi/abaca/pkg/backend"
 	"github.com/abaca-csi/abaca/pkg/backup"
 	"github.com/abaca-csi/abaca/pkg/mover"
 )
@@ -42,6 +44,10 @@ func TestJudge(t *testing.T) {
 		return &batchv1.Job{Status: batchv1.JobStatus{Conditions: []batchv1.JobCondition{{Type: kind, Status: corev1.ConditionTrue, LastTransitionTime: long}}}}
 	}
 	under := &batchv1.Job{}
+	rec := &record{Job: job("a"), Name: "n", UID: "u"}
+	if err := r.write(t.Context(), rec); err != nil {
+		t.Fatal(err)
+	}
 
 	for name, test := range map[string]struct {
 		job   *batchv1.Job
@@ -70,7 +76,10 @@ func TestJudge(t *testing.T) {
 		if test.pod != nil {
 			pods = []corev1.Pod{{ObjectMeta: metav1.ObjectMeta{Name: "p", CreationTimestamp: long}, Spec: corev1.PodSpec{NodeName: "n1"}, Status: *test.pod}}
 		}
-		st := r.judge(t.Context(), &record{Job: job("a"), Name: "n", UID: "u"}, test.job, pods)
+		st, err := r.judge(t.Context(), rec, test.job, pods)
+		if err != nil {
+			t.Fatal(err)
+		}
 		said := st.Trouble + st.Result.Error
 		if st.Phase != test.phase || !strings.Contains(said, test.word) || (test.word == "") != (said == "") {
 			t.Errorf("%s: %s, %q; want %s, and a word of %q", name, st.Phase, said, test.phase, test.word)
@@ -82,9 +91,35 @@ func TestJudge(t *testing.T) {
 		Reason: "FailedMount", Message: `secret "x" not found`}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	st := r.judge(t.Context(), &record{Job: job("a")}, under, []corev1.Pod{{ObjectMeta: metav1.ObjectMeta{CreationTimestamp: long},
+	st, err := r.judge(t.Context(), rec, under, []corev1.Pod{{ObjectMeta: metav1.ObjectMeta{CreationTimestamp: long},
 		Status: status(pending, waiting("ContainerCreating"))}})
-	if !strings.Contains(st.Trouble, "FailedMount") {
-		t.Errorf("trouble: %s", st.Trouble)
+	if err != nil || !strings.Contains(st.Trouble, "FailedMount") {
+		t.Errorf("trouble: %+v, %v", st, err)
+	}
+
+	// Another controller has written down how it ended, and taken its objects away,
+	// since the record was read.
+	old := *rec
+	rec.end(&backup.Status{Phase: backup.Failed, Result: mover.Result{Error: "wrong password", Reason: mover.ReasonPassword}})
+	if err := r.write(t.Context(), rec); err != nil {
+		t.Fatal(err)
+	}
+	for _, job := range []*batchv1.Job{nil, end(batchv1.JobComplete), end(batchv1.JobFailed)} {
+		if st, err := r.judge(t.Context(), &old, job, nil); err != nil || st.Phase != backup.Failed || st.Result.Error != "wrong password" {
+			t.Errorf("ended meanwhile: %+v, %v", st, err)
+		}
+	}
+	rec.Phase = "" // and has begun anew
+	if err := r.write(t.Context(), rec); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := r.judge(t.Context(), &old, nil, nil); err != nil || st.Phase != backup.Running {
+		t.Errorf("begun anew meanwhile: %+v, %v", st, err)
+	}
+	if err := r.drop(t.Context(), rec); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := r.judge(t.Context(), &old, nil, nil); !errors.Is(err, backend.ErrNotFound) {
+		t.Errorf("removed meanwhile: %+v, %v", st, err)
 	}
 }

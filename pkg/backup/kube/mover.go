@@ -23,7 +23,7 @@ const (
 	messageFile = "/dev/termination-log"
 	maxMessage  = 4096
 	// progressEvery is how often a mover logs how far it is.
-	progressEvery = 30 * time.Second
+	progressEvery = 15 * time.Second
 )
 
 // Args is what a mover is told on its command line.
@@ -64,10 +64,7 @@ func move(ctx context.Context, a Args, mounts mount.Interface, now func() time.T
 	}
 	log := klog.FromContext(ctx).WithValues("task", task.ID)
 	log.Info("Moving", "kind", backup.Kind(task), "repository", task.Repository, "source", task.Source.String())
-	report := mover.Throttled(now, now().Add(progressEvery), progressEvery, func(p restic.Progress) {
-		log.Info("Progress", "bytesDone", p.BytesDone, "bytesTotal", p.BytesTotal, "filesDone", p.FilesDone,
-			"filesTotal", p.FilesTotal, "bytesPerSecond", int64(p.Rate), "trouble", p.Trouble)
-	})
+	report := mover.Throttled(now, now().Add(progressEvery), progressEvery, func(p restic.Progress) { logProgress(log, p) })
 	result := mover.Run(ctx, task, mover.Env{Restic: repo, Mounts: mounts, Now: now, Log: log, Report: report})
 	log.Info("Moved", "snapshot", result.Snapshot, "reason", result.Reason, "error", result.Error)
 	return result

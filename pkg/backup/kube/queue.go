@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -36,6 +37,9 @@ const (
 func (r *Runner) Run(ctx context.Context, every time.Duration) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
+	var following sync.WaitGroup
+	defer following.Wait()
+	following.Go(func() { r.follow(ctx) })
 	said := ""
 	for swept := r.Now(); ; {
 		select {

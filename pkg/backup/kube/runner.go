@@ -47,8 +47,8 @@ const (
 
 // Runner implements [backup.Runner]. It needs the verbs get, list, create, update
 // and delete on ConfigMaps, get, list, create, patch and delete on Jobs, list,
-// create and delete on PersistentVolumeClaims, list on pods and events, get on the
-// PodTemplate, all in its namespace, and list, create and delete on
+// create and delete on PersistentVolumeClaims, list on pods and events, get on pods/log
+// and the PodTemplate, all in its namespace, and list, create and delete on
 // PersistentVolumes.
 type Runner struct {
 	Client kubernetes.Interface
@@ -70,6 +70,7 @@ type Runner struct {
 	Now  func() time.Time
 
 	admitting sync.Mutex
+	heard     sync.Map // how far movers are: a restic.Progress by the UID of each pod
 }
 
 var _ backup.Runner = (*Runner)(nil)
@@ -155,9 +156,17 @@ func (r *Runner) Jobs(ctx context.Context) ([]*backup.Status, error) {
 	}
 	var all []*backup.Status
 	for _, rec := range s.records {
-		if !rec.claimed() {
-			all = append(all, r.judge(ctx, rec, s.job(rec), s.pods[rec.Name]))
+		if rec.claimed() {
+			continue
 		}
+		st, err := r.judge(ctx, rec, s.job(rec), s.pods[rec.Name])
+		if errors.Is(err, backend.ErrNotFound) {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, st)
 	}
 	return all, nil
 }
