@@ -71,7 +71,7 @@ func TestEvents(t *testing.T) {
 	}
 	c.install(map[string]any{
 		"controller":      map[string]any{"replicas": 2},
-		"movers":          c.movers(map[string]any{"resources": map[string]any{"requests": map[string]any{"memory": "192Mi"}, "limits": map[string]any{"cpu": "50m"}}}),
+		"movers":          c.movers(map[string]any{"resources": map[string]any{"requests": map[string]any{"cpu": "20m", "memory": "192Mi"}, "limits": map[string]any{"cpu": "50m"}}}),
 		"repositories":    []any{repository("offsite"), repository("wrong"), repository("incomplete"), repository("missing")},
 		"snapshotClasses": []any{class("abaca-backup", "offsite"), class("wrong", "wrong"), class("incomplete", "incomplete"), class("missing", "missing"), map[string]any{"name": "abaca-snapshot", "type": "snapshot"}},
 		"schedules": []any{schedule("selects-nothing", map[string]any{"selector": "app=nobody"}),

@@ -35,6 +35,12 @@ var jobID = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$`)
 // recordName names the ConfigMap that is the record of a job.
 func recordName(id string) string { return prefix + id }
 
+// makerName names the ConfigMap that says which attempt may make a repository.
+func makerName(repository string) string {
+	sum := sha256.Sum256([]byte(repository))
+	return "abaca-repository-" + hex.EncodeToString(sum[:8])
+}
+
 // attemptName names the objects of an attempt that is made of a job and the version
 // of its record. Two controllers that do so make the same, and nobody makes it
 // again later: whoever removes an attempt, however slowly, removes no other.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -159,6 +160,14 @@ func (r *Runner) admit(ctx context.Context) error {
 		return err
 	}
 	for _, rec := range next(queue, limit, each) {
+		if !rec.Job.Task.Made {
+			if rec, err = r.maker(ctx, rec, s); err != nil {
+				return err
+			}
+			if rec == nil {
+				continue // another turn
+			}
+		}
 		// The UID keeps it from another Job of that name.
 		patch := fmt.Sprintf(`{"metadata":{"uid":%q},"spec":{"suspend":false}}`, rec.UID)
 		_, err := r.Client.BatchV1().Jobs(r.Namespace).Patch(ctx, rec.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
@@ -167,6 +176,60 @@ func (r *Runner) admit(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// maker returns the one that may make a repository: this one, or one that came
+// before it. Two controllers that look at once may each choose another, but only one
+// of them is written down. It is nil if none may just now.
+func (r *Runner) maker(ctx context.Context, rec *record, s *survey) (*record, error) {
+	maps, name := r.Client.CoreV1().ConfigMaps(r.Namespace), makerName(rec.Job.Task.Repository)
+	want := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{Attempt: rec.Name}}}
+	_, err := maps.Create(ctx, want, metav1.CreateOptions{})
+	if !apierrors.IsAlreadyExists(err) {
+		if err != nil {
+			return nil, kind(err, "say who makes repository %q", rec.Job.Task.Repository)
+		}
+		return rec, nil
+	}
+	now, err := maps.Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return nil, kind(err, "who makes repository %q", rec.Job.Task.Repository)
+	}
+	holder := now.Labels[Attempt]
+	job, err := r.Client.BatchV1().Jobs(r.Namespace).Get(ctx, holder, metav1.GetOptions{})
+	switch {
+	case err != nil && !apierrors.IsNotFound(err):
+		return nil, kind(err, "who makes repository %q", rec.Job.Task.Repository)
+	case holder == rec.Name:
+		return rec, nil
+	case err == nil && finished(job) == nil:
+		// It has the word. Whoever gave it that may have been killed before it ran.
+		i := slices.IndexFunc(s.records, func(o *record) bool { return o.Name == holder && o.Phase == "" })
+		if i < 0 || job.DeletionTimestamp != nil {
+			return nil, nil
+		}
+		return s.records[i], nil
+	}
+	want.ResourceVersion = now.ResourceVersion
+	if _, err := maps.Update(ctx, want, metav1.UpdateOptions{}); apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
+		return nil, nil
+	} else if err != nil {
+		return nil, kind(err, "say who makes repository %q", rec.Job.Task.Repository)
+	}
+	return rec, nil
+}
+
+// unmaker removes the word that an attempt may make its repository, if it had it.
+func (r *Runner) unmaker(ctx context.Context, rec *record) error {
+	maps, name := r.Client.CoreV1().ConfigMaps(r.Namespace), makerName(rec.Job.Task.Repository)
+	now, err := maps.Get(ctx, name, metav1.GetOptions{})
+	if err == nil && now.Labels[Attempt] == rec.Name {
+		err = maps.Delete(ctx, name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{ResourceVersion: &now.ResourceVersion}})
+	}
+	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+		return nil
+	}
+	return kind(err, "who makes repository %q", rec.Job.Task.Repository)
 }
 
 // number is an annotation of the template; without it there is no limit.
@@ -206,7 +269,7 @@ func (r *Runner) sweep(ctx context.Context) error {
 	}
 	orphans := map[string]bool{}
 	old := func(o metav1.ObjectMeta) {
-		if !known[o.Name] && o.DeletionTimestamp == nil && r.Now().Sub(o.CreationTimestamp.Time) > orphanAge {
+		if !known[o.Name] && s.broken[o.Labels[Mover]] == nil && o.DeletionTimestamp == nil && r.Now().Sub(o.CreationTimestamp.Time) > orphanAge {
 			orphans[o.Name] = true
 		}
 	}
@@ -232,5 +295,5 @@ func (r *Runner) sweep(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	return errors.Join(slices.Collect(maps.Values(s.broken))...)
 }

@@ -1,10 +1,13 @@
 package kube
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/abaca-csi/abaca/pkg/backup"
 	"github.com/abaca-csi/abaca/pkg/mover"
@@ -83,5 +86,115 @@ func TestAdmit(t *testing.T) {
 	}
 	if run := c.jobs(); len(run) != 2 || run[0].Labels[Mover] != "n1" || run[1].Labels[Mover] != "o0" {
 		t.Errorf("%d Jobs run", len(run))
+	}
+}
+
+// TestMaker: two controllers that look at once, and choose one each, let only one
+// make a repository; the other comes when that has ended. Whoever gave the word may
+// be killed before the one that has it runs.
+func TestMaker(t *testing.T) {
+	c := newCluster(t)
+	first, second := c.runner(), c.runner()
+	asked := false
+	first.Made = func(string) bool { // between its look and its deed
+		if !asked {
+			asked = true
+			if err := second.Start(t.Context(), unmade("a"), wanted); err != nil {
+				t.Error(err)
+			}
+		}
+		return false
+	}
+	if err := first.Start(t.Context(), unmade("b"), wanted); err != nil {
+		t.Fatal(err)
+	}
+	if run := c.jobs(); len(run) != 1 || run[0].Labels[Mover] != "a" {
+		t.Fatalf("%d movers make a repository", len(run))
+	}
+	p := c.pod(ended(mover.Result{Snapshot: "s"}))
+	c.remove(p)
+	if err := second.Remove(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.admit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if run := c.jobs(); len(run) != 1 || run[0].Labels[Mover] != "b" {
+		t.Errorf("%d movers run", len(run))
+	}
+	if err := first.Remove(t.Context(), "b"); err != nil {
+		t.Fatal(err)
+	}
+	c.has(nothing)
+
+	// Whoever is killed between the word and the deed holds nobody up.
+	for n := 1; ; n++ {
+		c := newCluster(t)
+		if err := c.runner().Start(t.Context(), unmade("b"), func(context.Context) error { c.kill(n); return nil }); err == nil {
+			break
+		}
+		c.kill(0)
+		c.now = c.now.Add(-time.Second) // a comes first
+		_ = c.runner().Start(t.Context(), unmade("a"), wanted)
+		c.now = c.now.Add(time.Hour)
+		for range 2 {
+			if err := c.runner().Start(t.Context(), unmade("b"), wanted); err != nil {
+				t.Error(err)
+			}
+		}
+		if run := c.jobs(); len(run) != 1 {
+			t.Errorf("killed at call %d: %d movers make a repository", n, len(run))
+		}
+	}
+}
+
+func unmade(id string) backup.Job {
+	j := job(id)
+	j.Task.Made = false
+	return j
+}
+
+// TestBrokenRecord: what bears our label and is no record stops itself alone, is told
+// of, and keeps what it has.
+func TestBrokenRecord(t *testing.T) {
+	c := newCluster(t)
+	r, ctx := c.runner(), t.Context()
+	if err := r.Start(ctx, job("broken"), wanted); err != nil {
+		t.Fatal(err)
+	}
+	maps := c.client.CoreV1().ConfigMaps("abaca")
+	for _, text := range []string{"{", "{}", `{"job":{"task":{"id":"other","backup":{}}}}`, `{"job":{"task":{"id":"broken"}}}`} {
+		m, err := maps.Get(ctx, recordName("broken"), metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.Data[recordKey] = text
+		if _, err := maps.Update(ctx, m, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		j := job("well")
+		j.Task.Repository = "near.by"
+		if err := r.Start(ctx, j, wanted); err != nil {
+			t.Errorf("%s: start: %v", text, err)
+		}
+		if all, err := r.Jobs(ctx); err != nil || len(all) != 1 || all[0].Job.Task.ID != "well" {
+			t.Errorf("%s: %d jobs, %v", text, len(all), err)
+		}
+		if run := c.jobs(); len(run) != 2 {
+			t.Errorf("%s: %d movers run", text, len(run))
+		}
+		if _, err := r.Status(ctx, "broken"); err == nil || !strings.Contains(err.Error(), recordName("broken")) {
+			t.Errorf("%s: its own status: %v", text, err)
+		}
+		c.now = c.now.Add(time.Hour)
+		if err := r.sweep(ctx); err == nil || !strings.Contains(err.Error(), recordName("broken")) {
+			t.Errorf("%s: not told of: %v", text, err)
+		}
+		if run := c.jobs(); len(run) != 2 {
+			t.Errorf("%s: %d movers run after a sweep", text, len(run))
+		}
+		if err := r.Remove(ctx, "well"); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

@@ -57,8 +57,12 @@ func (r *record) status() *backup.Status {
 
 func parseRecord(c *corev1.ConfigMap) (*record, error) {
 	r := &record{version: c.ResourceVersion}
-	if err := json.Unmarshal([]byte(c.Data[recordKey]), r); err != nil {
-		return nil, fmt.Errorf("ConfigMap %s is not a record of a mover: %w", c.Name, err)
+	err := json.Unmarshal([]byte(c.Data[recordKey]), r)
+	if task := r.Job.Task; err == nil && (recordName(task.ID) != c.Name || (task.Backup == nil) == (task.Restore == nil)) {
+		err = errors.New("it has no task, or that of another")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ConfigMap %s is not a record of a mover, and is left alone; delete it if nobody needs it: %w", c.Name, err)
 	}
 	return r, nil
 }

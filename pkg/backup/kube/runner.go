@@ -259,7 +259,11 @@ func (r *Runner) clear(ctx context.Context, rec *record) error {
 	if rec.Name == "" {
 		return nil // it was claimed only
 	}
-	if err := r.gone(ctx, rec.Name); err != nil || rec.Unlocked || !rec.abrupt() {
+	err := r.gone(ctx, rec.Name)
+	if err == nil && !rec.Job.Task.Made {
+		err = r.unmaker(ctx, rec)
+	}
+	if err != nil || rec.Unlocked || !rec.abrupt() {
 		return err
 	}
 	rec.Unlocked = true
@@ -361,6 +365,8 @@ type survey struct {
 	records []*record // ordered by id
 	jobs    map[string]*batchv1.Job
 	pods    map[string][]corev1.Pod // by their attempts
+	// broken are the ids of which the record cannot be read, and why.
+	broken map[string]error
 }
 
 // job is the Job of a record's attempt, nil if it is gone.
@@ -372,7 +378,7 @@ func (s *survey) job(rec *record) *batchv1.Job {
 }
 
 func (r *Runner) survey(ctx context.Context) (*survey, error) {
-	s := &survey{jobs: map[string]*batchv1.Job{}, pods: map[string][]corev1.Pod{}}
+	s := &survey{jobs: map[string]*batchv1.Job{}, pods: map[string][]corev1.Pod{}, broken: map[string]error{}}
 	all := metav1.ListOptions{LabelSelector: Mover}
 	maps, err := r.Client.CoreV1().ConfigMaps(r.Namespace).List(ctx, all)
 	if err != nil {
@@ -381,7 +387,8 @@ func (r *Runner) survey(ctx context.Context) (*survey, error) {
 	for _, c := range maps.Items {
 		rec, err := parseRecord(&c)
 		if err != nil {
-			return nil, err
+			s.broken[c.Labels[Mover]] = err // it stops nobody else
+			continue
 		}
 		s.records = append(s.records, rec)
 	}
