@@ -335,7 +335,11 @@ func (o serveOptions) jobs(repositories backup.Repositories) (*kube.Runner, erro
 	if err != nil {
 		return nil, fmt.Errorf("--movers %s: %w", o.movers, err)
 	}
-	return &kube.Runner{Client: client, Namespace: namespace, Template: name, Driver: csi.DriverName, Handle: csi.MoverHandle,
+	host, err := os.Hostname()
+	if err != nil {
+		return nil, err
+	}
+	return &kube.Runner{Client: client, Pod: os.Getenv("POD_NAME"), Host: host, Namespace: namespace, Template: name, Driver: csi.DriverName, Handle: csi.MoverHandle,
 		Repositories: repositories, Now: time.Now}, nil
 }
 

@@ -15,6 +15,9 @@ const (
 	Mover = "abaca-csi.github.io/mover"
 	// Attempt is the label of the objects of one attempt; its value is their name.
 	Attempt = "abaca-csi.github.io/mover-attempt"
+	// Controller is the label of the ConfigMaps that say under which host names
+	// controllers lock repositories.
+	Controller = "abaca-csi.github.io/controller"
 	// Limit and LimitEach are annotations of the PodTemplate: how many movers run
 	// at a time, in all and for each repository.
 	Limit     = "abaca-csi.github.io/movers"

@@ -38,9 +38,12 @@ const (
 func (r *Runner) Run(ctx context.Context, every time.Duration) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	var following sync.WaitGroup
-	defer following.Wait()
-	following.Go(func() { r.follow(ctx) })
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	beside.Go(func() { r.follow(ctx) })
+	if r.Pod != "" {
+		beside.Go(func() { r.inherit(ctx) })
+	}
 	said := ""
 	for swept := r.Now(); ; {
 		select {

@@ -64,6 +64,9 @@ type Runner struct {
 	// Repositories are those that movers write to. A mover that ended without a
 	// word leaves locks, which bear the name of its attempt as their host.
 	Repositories backup.Repositories
+	// Pod is the pod of this controller, and Host its host name, which its own locks
+	// bear; empty if it has no pod.
+	Pod, Host string
 	// Made says whether a repository is known to be there; nil knows of none but
 	// those that tasks know of.
 	Made func(repository string) bool
@@ -267,7 +270,7 @@ func (r *Runner) clear(ctx context.Context, rec *record) error {
 		return err
 	}
 	rec.Unlocked = true
-	if err := r.unlock(ctx, rec); err != nil {
+	if err := r.unlock(ctx, rec.Job.Task.Repository, rec.Name); err != nil {
 		// Nobody has to wait for a repository that is not there; its locks are
 		// stale in half an hour.
 		klog.FromContext(ctx).Error(err, "Locks of a mover that is gone may be left", "task", rec.Job.Task.ID, "repository", rec.Job.Task.Repository)
@@ -275,14 +278,15 @@ func (r *Runner) clear(ctx context.Context, rec *record) error {
 	return r.write(ctx, rec)
 }
 
-func (r *Runner) unlock(ctx context.Context, rec *record) error {
-	repository, err := r.Repositories.Open(ctx, rec.Job.Task.Repository)
+// unlock removes the locks of a host that is gone.
+func (r *Runner) unlock(ctx context.Context, name, host string) error {
+	repository, err := r.Repositories.Open(ctx, name)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, unlockTimeout)
 	defer cancel()
-	return repository.UnlockHost(ctx, rec.Name)
+	return repository.UnlockHost(ctx, host)
 }
 
 // gone tells the objects of an attempt to go, and waits until they are gone.

@@ -38,11 +38,12 @@ type cluster struct {
 	killed int // the call from which on nobody answers; 0 for never
 	now    time.Time
 	// unlocked are the hosts whose locks were removed.
-	unlocked []string
+	unlocked     []string
+	repositories []string
 	restic.Client
 }
 
-func (c *cluster) Names(context.Context) ([]string, error) { return nil, nil }
+func (c *cluster) Names(context.Context) ([]string, error) { return c.repositories, nil }
 
 func (c *cluster) Open(context.Context, string) (restic.Client, error) { return c, nil }
 
