@@ -437,6 +437,7 @@ func TestFlags(t *testing.T) {
 					arg = strings.ReplaceAll(arg, "$(NODE_NAME)", "-")
 					arg = strings.ReplaceAll(arg, "$(NAMESPACE)", namespace)
 					arg = strings.ReplaceAll(arg, "$(HOST_IPS)", "192.0.2.1,2001:db8::1")
+					arg = strings.ReplaceAll(arg, "$(NODE_ZONE)", "")
 					arg = strings.ReplaceAll(arg, "/etc/abaca/config/config.yaml", config)
 					args = append(args, arg)
 				}
@@ -740,6 +741,26 @@ func TestNotes(t *testing.T) {
 			if !strings.Contains(notes, word) {
 				t.Errorf("the notes of %s do not speak of %s:\n%s", values, word, notes)
 			}
+		}
+	}
+}
+
+// TestZone: a node plugin learns the zone of its node, unless the values say it; with
+// the embedded backend there is none.
+func TestZone(t *testing.T) {
+	const manila = "backends: [{name: m, manila: {cloud: c, cloudsSecret: s, instance: i}}]\n"
+	for values, want := range map[string]string{
+		manila: "--zone=$(NODE_ZONE)", manila + "node: {zone: z}": "--zone=z", "backends: [{name: l, local: {node: n1}}]": ""} {
+		got := ""
+		for _, d := range of[*appsv1.DaemonSet](render(t, values)) {
+			for _, arg := range d.Spec.Template.Spec.Containers[0].Args {
+				if strings.HasPrefix(arg, "--zone") {
+					got = arg
+				}
+			}
+		}
+		if got != want {
+			t.Errorf("%s: %q, want %q", values, got, want)
 		}
 	}
 }

@@ -339,7 +339,7 @@ func (o serveOptions) jobs(repositories backup.Repositories) (*kube.Runner, erro
 	if err != nil {
 		return nil, err
 	}
-	return &kube.Runner{Client: client, Pod: os.Getenv("POD_NAME"), Host: host, Namespace: namespace, Template: name, Driver: csi.DriverName, Handle: csi.MoverHandle,
+	return &kube.Runner{Client: client, Pod: os.Getenv("POD_NAME"), Host: host, Namespace: namespace, Template: name, Driver: csi.DriverName, ZoneKey: csi.ZoneKey, Handle: csi.MoverHandle,
 		Repositories: repositories, Now: time.Now}, nil
 }
 

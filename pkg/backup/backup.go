@@ -58,8 +58,9 @@ type Job struct {
 	Snapshot string `json:"snapshot,omitempty"`
 	Share    string `json:"share,omitempty"`
 	Consumer string `json:"consumer,omitempty"`
-	// Node is the only machine that can mount it; empty for any.
+	// Node is the only machine that can mount it, Zone the only zone; empty for any.
 	Node string `json:"node,omitempty"`
+	Zone string `json:"zone,omitempty"`
 	// Files is how many files the repository is known to hold, each volume's
 	// newest backup counted: a measure of the memory that restic needs.
 	Files int64 `json:"files,omitempty"`

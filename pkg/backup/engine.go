@@ -97,6 +97,7 @@ type Request struct {
 	Repository string
 	Backend    string
 	ShareID    string
+	Zone       string // as Job.Zone
 	Volume     string // the handle of the volume
 	// Host is the restic host: the claim, or the volume's handle.
 	Host string
@@ -214,7 +215,7 @@ func (e *Engine) begin(ctx context.Context, req Request, parent *mover.Parent) (
 		parent = nil // so that the mover looks before it begins, and waits
 	}
 	job := Job{
-		Backend: req.Backend, Snapshot: snap.ID, Consumer: consumerOf(req.ID), Attempt: 1, Files: e.files(req.Repository), About: req.About,
+		Backend: req.Backend, Snapshot: snap.ID, Zone: req.Zone, Consumer: consumerOf(req.ID), Attempt: 1, Files: e.files(req.Repository), About: req.About,
 		Task: mover.Task{
 			ID: req.ID, Repository: req.Repository, Made: e.Made(req.Repository),
 			Backup: &mover.Backup{
@@ -544,9 +545,9 @@ type RestoreRequest struct {
 	Backup     string
 	Volume     string // the handle of the volume that the share becomes
 	Name       string // its CSI name
-	// Backend and Share are the share that is filled.
-	Backend, Share string
-	About          []Object // as Job.About
+	// Backend and Share are the share that is filled, Zone as Job.Zone.
+	Backend, Share, Zone string
+	About                []Object // as Job.About
 	// Wanted is asked before a mover starts, the last time when no other can: an
 	// error says that the share is not to be written any more.
 	Wanted func(context.Context) error
@@ -563,7 +564,7 @@ func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (*Status, erro
 	}
 	defer release()
 
-	job := Job{Backend: req.Backend, Share: req.Share, Consumer: req.ID, Attempt: 1, Files: e.files(req.Repository), About: req.About,
+	job := Job{Backend: req.Backend, Share: req.Share, Zone: req.Zone, Consumer: req.ID, Attempt: 1, Files: e.files(req.Repository), About: req.About,
 		Task: mover.Task{ID: req.ID, Repository: req.Repository, Made: true,
 			Restore: &mover.Restore{Backup: req.Backup, Volume: req.Volume, Name: req.Name}}}
 	st, err := e.Runner.Status(ctx, req.ID)

@@ -58,7 +58,7 @@ func (d *Driver) createFromBackup(ctx context.Context, c creation, s Snapshot) (
 	namespace, claim, _ := strings.Cut(c.description[describeClaim], "/")
 	st, err := d.awaitRestore(ctx, engine, backup.RestoreRequest{
 		ID: restore, Repository: s.Repository, Backup: s.Backup, Volume: Volume{Backend: c.backendName, Share: share.ID}.String(),
-		Name: c.name, Backend: c.backendName, Share: share.ID, Wanted: draft,
+		Name: c.name, Backend: c.backendName, Share: share.ID, Zone: share.Zone, Wanted: draft,
 		About: about(backup.PersistentVolumeClaim, namespace, claim, c.name)})
 	if err != nil && final(err) {
 		// The orchestrator may never come back, so nothing stays.

@@ -68,7 +68,7 @@ func (d *Driver) createBackup(ctx context.Context, r *csi.CreateSnapshotRequest,
 	}
 	description := Description{Version: 1, Driver: DriverName, Volume: v.String()} // of a volume that has gone
 	if share != nil {
-		description = describeVolume(v, share)
+		description, req.Zone = describeVolume(v, share), share.Zone
 	}
 	if description.Claim != "" {
 		req.Host = description.Claim

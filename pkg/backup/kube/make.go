@@ -92,9 +92,14 @@ func (r *Runner) volumeOf(meta metav1.ObjectMeta, job backup.Job) (*corev1.Persi
 	if readOnly {
 		mode = corev1.ReadOnlyMany
 	}
+	var where *corev1.VolumeNodeAffinity
+	if job.Zone != "" {
+		where = &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
+			MatchExpressions: []corev1.NodeSelectorRequirement{{Key: r.ZoneKey, Operator: corev1.NodeSelectorOpIn, Values: []string{job.Zone}}}}}}}
+	}
 	size := corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")} // of no consequence
 	return &corev1.PersistentVolume{ObjectMeta: meta, Spec: corev1.PersistentVolumeSpec{
-			Capacity: size, AccessModes: []corev1.PersistentVolumeAccessMode{mode},
+			Capacity: size, AccessModes: []corev1.PersistentVolumeAccessMode{mode}, NodeAffinity: where,
 			PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimRetain,
 			ClaimRef:                      &corev1.ObjectReference{APIVersion: "v1", Kind: "PersistentVolumeClaim", Namespace: r.Namespace, Name: meta.Name},
 			PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{

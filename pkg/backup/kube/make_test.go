@@ -20,7 +20,7 @@ func TestObjects(t *testing.T) {
 	c := newCluster(t)
 	r := c.runner()
 	restore := job("b")
-	restore.Snapshot, restore.Share, restore.Files, restore.Node = "", "share", 1<<20, "n1"
+	restore.Snapshot, restore.Share, restore.Files, restore.Node, restore.Zone = "", "share", 1<<20, "n1", "z1"
 	restore.Task.Backup, restore.Task.Restore = nil, &mover.Restore{Backup: "x"}
 	for _, j := range []struct {
 		readOnly bool
@@ -47,6 +47,10 @@ func TestObjects(t *testing.T) {
 		if volume.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimRetain || volume.Spec.CSI.ReadOnly != j.readOnly ||
 			!slices.Equal(volume.Spec.AccessModes, []corev1.PersistentVolumeAccessMode{j.mode}) {
 			t.Errorf("volume %+v", volume.Spec)
+		}
+		if where := volume.Spec.NodeAffinity; (where != nil) != (one.Zone != "") || where != nil &&
+			(where.Required.NodeSelectorTerms[0].MatchExpressions[0].Key != "zone" || where.Required.NodeSelectorTerms[0].MatchExpressions[0].Values[0] != "z1") {
+			t.Errorf("in zone %q: %+v", one.Zone, where)
 		}
 		for _, v := range pod.Spec.Volumes {
 			if v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ReadOnly != j.readOnly {

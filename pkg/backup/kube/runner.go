@@ -59,8 +59,9 @@ type Runner struct {
 	Namespace, Template string
 	// Driver is the name of the CSI driver, and Handle the id by which it publishes
 	// what a mover reads or fills.
-	Driver string
-	Handle func(backup.Job) string
+	// ZoneKey is the label of a node that says in which zone it is.
+	Driver, ZoneKey string
+	Handle          func(backup.Job) string
 	// Repositories are those that movers write to. A mover that ended without a
 	// word leaves locks, which bear the name of its attempt as their host.
 	Repositories backup.Repositories

@@ -131,7 +131,7 @@ func (c *cluster) kill(n int) {
 }
 
 func (c *cluster) runner() *Runner {
-	return &Runner{Client: c.client, Namespace: "abaca", Template: "mover", Driver: "abaca-csi.github.io", Now: func() time.Time { return c.now },
+	return &Runner{Client: c.client, Namespace: "abaca", Template: "mover", Driver: "abaca-csi.github.io", ZoneKey: "zone", Now: func() time.Time { return c.now },
 		Repositories: c, Handle: func(j backup.Job) string { return j.Backend + "/@" + j.Snapshot + "#" + j.Consumer }}
 }
 
