@@ -71,7 +71,7 @@ func TestEvents(t *testing.T) {
 	}
 	c.install(map[string]any{
 		"controller":      map[string]any{"replicas": 2},
-		"movers":          c.movers(map[string]any{"resources": map[string]any{"requests": map[string]any{"cpu": "20m", "memory": "192Mi"}, "limits": map[string]any{"cpu": "50m"}}}),
+		"movers":          c.movers(map[string]any{"resources": map[string]any{"requests": map[string]any{"cpu": "20m", "memory": "192Mi"}, "limits": map[string]any{"cpu": "100m"}}}),
 		"repositories":    []any{repository("offsite"), repository("wrong"), repository("incomplete"), repository("missing")},
 		"snapshotClasses": []any{class("abaca-backup", "offsite"), class("wrong", "wrong"), class("incomplete", "incomplete"), class("missing", "missing"), map[string]any{"name": "abaca-snapshot", "type": "snapshot"}},
 		"schedules": []any{schedule("selects-nothing", map[string]any{"selector": "app=nobody"}),
@@ -115,7 +115,7 @@ func TestEvents(t *testing.T) {
 	}
 
 	// How far a mover is: the controller has it of the mover's log.
-	c.exec("writer", "dd if=/dev/urandom of=/data/more bs=1M count=48 2>/dev/null; sync")
+	c.exec("writer", "dd if=/dev/urandom of=/data/more bs=1M count=80 2>/dev/null; sync")
 	c.snapshot("slow", "abaca-backup")
 	c.progress("slow")
 	c.await("true", "get volumesnapshot slow"+ready)
@@ -128,6 +128,27 @@ func TestEvents(t *testing.T) {
 	c.writable("offsite/data", 0o700)
 	c.await("true", "get volumesnapshot later"+ready)
 	c.tells("volumesnapshot", "later", "BackupFinished", "new or changed")
+
+	// A controller that is killed with a repository in hand leaves a lock, under its
+	// own host name, which the next one removes.
+	holder := strings.Fields(c.kubectl("get pods -o jsonpath={.items[*].metadata.name} -l app.kubernetes.io/component=controller -n " + namespace))[0]
+	c.exec2(holder, lockRepository)
+	if locks, err := os.ReadDir(c.data("offsite/locks")); err != nil || len(locks) == 0 {
+		t.Errorf("no lock: %v", err)
+	}
+	c.kubectl("delete pod --force --grace-period=0 -n " + namespace + " " + holder)
+	began := time.Now()
+	for locks := []os.DirEntry{nil}; len(locks) > 0; time.Sleep(time.Second) {
+		if locks, _ = os.ReadDir(c.data("offsite/locks")); time.Since(began) > 100*time.Second {
+			c.explain()
+			t.Fatalf("%d locks are left of controller %s", len(locks), holder)
+		}
+	}
+	t.Logf("its lock is gone after %s", time.Since(began).Round(time.Second))
+	c.rolledOut()
+	if out := c.kubectl("logs -n " + namespace + " -l app.kubernetes.io/component=controller -c abaca --tail=-1"); !strings.Contains(out, `"host":"`+holder+`"`) {
+		t.Error("no controller says that it has removed the lock")
+	}
 
 	// What cannot be.
 	c.snapshot("classless", "nowhere")
@@ -144,7 +165,7 @@ func TestEvents(t *testing.T) {
 	c.kubectl("annotate pvc data abaca-csi.github.io/exclude-")
 	c.apply2(foreign)
 	c.apply2(strings.NewReplacer("data-offsite", "foreign", "persistentVolumeClaimName: data", "persistentVolumeClaimName: foreign").Replace(c.example("5-backup.yaml")))
-	c.tells("volumesnapshot", "foreign", "", "other.example.org")
+	c.tells("volumesnapshot", "foreign", "SnapshotRefused", "not the id of a volume of this driver", "another driver")
 	claim := strings.NewReplacer("data-restored", "small", "data-offsite", "well", "storage: 1Gi", "storage: 1Mi")
 	c.apply2(claim.Replace(c.example("6-restore.yaml")))
 	c.tells("pvc", "small", "ProvisioningFailed", "1048576", "less than")
@@ -204,6 +225,11 @@ func (c *cluster) writable(dir string, mode os.FileMode) {
 		}
 	}
 }
+
+// lockRepository leaves a restic with a lock behind in a controller's pod.
+const lockRepository = `cd /etc/abaca/repositories/offsite; for v in RESTIC_*; do export $v="$(cat $v)"; done
+restic --no-cache --limit-download 1 check --read-data >/dev/null 2>&1 &
+until [ "$(ls $RESTIC_REPOSITORY/locks)" ]; do sleep 0.2; done`
 
 // foreign is a claim of another driver.
 const foreign = `

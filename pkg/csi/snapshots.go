@@ -29,7 +29,8 @@ func (d *Driver) CreateSnapshot(ctx context.Context, req *csi.CreateSnapshotRequ
 	}
 	v, err := ParseVolume(req.GetSourceVolumeId())
 	if err != nil {
-		return nil, err
+		// The snapshot-controller does not compare the class with the claim.
+		return nil, fmt.Errorf("%w; a claim of another driver needs a VolumeSnapshotClass of that driver", err)
 	}
 	if v.Referring() {
 		return nil, fmt.Errorf("%s refers to a snapshot, which is one already: %w", v, backend.ErrUnsupported)

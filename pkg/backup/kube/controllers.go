@@ -103,6 +103,7 @@ func (r *Runner) unlockAll(ctx context.Context, host string) {
 		log.Error(err, "Listing repositories")
 	}
 	for _, name := range names {
+		log.Info("Removing the locks of a controller that is gone", "repository", name)
 		if err := r.unlock(ctx, name, host); err != nil {
 			log.Error(err, "Locks of a controller that is gone may be left", "repository", name)
 		}

@@ -23,7 +23,7 @@ const (
 	messageFile = "/dev/termination-log"
 	maxMessage  = 4096
 	// progressEvery is how often a mover logs how far it is.
-	progressEvery = 15 * time.Second
+	progressEvery = 10 * time.Second
 )
 
 // Args is what a mover is told on its command line.
