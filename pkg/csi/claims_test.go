@@ -122,6 +122,15 @@ func TestEvents(t *testing.T) {
 		{Kind: "PersistentVolumeClaim", Namespace: "prod", Name: "data", UID: "u"}}) {
 		t.Errorf("the backup is about %v", about)
 	}
+	job := runner.jobs[digest("snapshot-"+uid)]
+	ok := *job
+	job.Phase, job.Trouble, job.Result.Backup = backup.Running, "no node", nil
+	_, err = save(v.GetVolumeId(), "backup")
+	code(t, err, codes.Unavailable, "no node")
+	if all := told.take(); len(all) != 0 {
+		t.Errorf("what goes wrong with a job is the engine's to tell: %+v", all)
+	}
+	*job = ok
 	back := create("pvc-"+uid, writer, nil)
 	back.Parameters = map[string]string{claimNamespaceKey: "shop", claimNameKey: "back"}
 	back.VolumeContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{
