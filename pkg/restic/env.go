@@ -209,6 +209,59 @@ func checkLocation(location string) error {
 	return nil
 }
 
+// foreign are the kinds of repositories that whoever does not run restic may name:
+// over the network, and with credentials of their own, one of each list. Without
+// them the libraries of restic look for those of the machine that it runs on, and
+// would lend them out.
+var foreign = map[string][][]string{
+	"s3":    {{"AWS_ACCESS_KEY_ID"}, {"AWS_SECRET_ACCESS_KEY"}},
+	"b2":    {{"B2_ACCOUNT_ID"}, {"B2_ACCOUNT_KEY"}},
+	"azure": {{"AZURE_ACCOUNT_KEY", "AZURE_ACCOUNT_SAS"}},
+	"gs":    {{"GOOGLE_ACCESS_TOKEN"}},
+	"rest":  nil,
+	"swift": nil,
+}
+
+// ForeignEnv returns the environment of a repository that is set up by somebody who
+// must gain nothing else by it: data are names of variables and their values, as a
+// Secret holds them, read as [LoadEnv] reads a folder. ErrConfig for what LoadEnv
+// refuses, for a variable that is the path of a file or a proxy, for a repository that
+// is no network server, and for one without credentials.
+func ForeignEnv(data map[string][]byte) (map[string]string, error) {
+	env := map[string]string{}
+	for name, value := range data {
+		env[name] = strings.TrimSuffix(string(value), "\n")
+	}
+	for _, name := range slices.Sorted(maps.Keys(env)) {
+		switch k := known[name]; {
+		case k == files, k == inline:
+			return nil, fmt.Errorf("%w: %s cannot be set here: it names a file, and there is none", ErrConfig, name)
+		case strings.HasSuffix(name, "_PROXY"):
+			return nil, fmt.Errorf("%w: %s cannot be set here: the way to the server is not the repository's choice", ErrConfig, name)
+		}
+	}
+	if err := checkEnv(env); err != nil {
+		return nil, err
+	}
+	scheme, rest, _ := strings.Cut(env["RESTIC_REPOSITORY"], ":")
+	needs, ok := foreign[scheme]
+	if !ok || strings.HasPrefix(scheme, "/") {
+		return nil, fmt.Errorf("%w: RESTIC_REPOSITORY must be of one of the kinds %s here", ErrConfig,
+			strings.Join(slices.Sorted(maps.Keys(foreign)), ", "))
+	}
+	// restic's REST client knows sockets of the machine too ("rest:http+unix:").
+	if scheme == "rest" && !strings.HasPrefix(rest, "http://") && !strings.HasPrefix(rest, "https://") {
+		return nil, fmt.Errorf("%w: RESTIC_REPOSITORY must be rest:http:// or rest:https:// and so on", ErrConfig)
+	}
+	for _, either := range needs {
+		if !slices.ContainsFunc(either, func(name string) bool { return env[name] != "" }) {
+			return nil, fmt.Errorf("%w: %s is missing or empty, which a repository of kind %s needs here",
+				ErrConfig, strings.Join(either, " or "), scheme)
+		}
+	}
+	return env, nil
+}
+
 var userinfo = regexp.MustCompile(`//([^/?#\s]*)@`)
 
 // newRedactor returns what removes the secrets of env from a text: the values

@@ -128,3 +128,72 @@ func TestLoadEnvSecretVolume(t *testing.T) {
 		t.Errorf("no folder: %v", err)
 	}
 }
+
+// TestForeignEnv: who may only name a repository gains no program, no file, no proxy
+// and no credentials of the machine that restic runs on.
+func TestForeignEnv(t *testing.T) {
+	s3 := []string{"RESTIC_REPOSITORY=s3:https://s3.example.org/b", "RESTIC_PASSWORD=horse", "AWS_ACCESS_KEY_ID=a", "AWS_SECRET_ACCESS_KEY=b"}
+	at := func(location string, more ...string) []string {
+		return append([]string{"RESTIC_REPOSITORY=" + location, "RESTIC_PASSWORD=horse"}, more...)
+	}
+	for name, test := range map[string]struct {
+		env []string
+		err string // what the error holds; empty for none
+	}{
+		"s3":                     {env: s3},
+		"a region and a token":   {env: append(at("s3:s3.example.org/b", "AWS_DEFAULT_REGION=eu", "AWS_SESSION_TOKEN=t"), s3[2:]...)},
+		"rest":                   {env: at("rest:https://me:secret@rest.example.org/me/")},
+		"rest in the clear":      {env: at("rest:http://rest.example.org/", "RESTIC_REST_USERNAME=u", "RESTIC_REST_PASSWORD=p")},
+		"azure":                  {env: at("azure:container:/", "AZURE_ACCOUNT_NAME=n", "AZURE_ACCOUNT_SAS=s")},
+		"b2":                     {env: at("b2:bucket:path", "B2_ACCOUNT_ID=i", "B2_ACCOUNT_KEY=k")},
+		"gs":                     {env: at("gs:bucket:/", "GOOGLE_ACCESS_TOKEN=t")},
+		"swift":                  {env: at("swift:container:/", "OS_AUTH_URL=https://keystone.example.org", "OS_PASSWORD=p")},
+		"a directory":            {at("/etc"), "RESTIC_REPOSITORY must be of one of the kinds azure, b2, gs, rest, s3, swift here"},
+		"a directory, local:":    {at("local:/etc"), "of one of the kinds"},
+		"a directory with colon": {at("/rest:/x"), "of one of the kinds"},
+		"sftp":                   {at("sftp:host:/dir"), "of one of the kinds"},
+		"rclone":                 {at("rclone:remote:dir"), "RESTIC_REPOSITORY must be"},
+		"a socket":               {at("rest:http+unix:///csi/csi.sock:/x/"), "rest:http:// or rest:https://"},
+		"no scheme of rest":      {at("rest:example.org/x"), "rest:http:// or rest:https://"},
+		"the machine's s3 role":  {at("s3:https://s3.example.org/b"), "AWS_ACCESS_KEY_ID is missing"},
+		"half a key":             {at("s3:https://s3.example.org/b", "AWS_ACCESS_KEY_ID=a", "AWS_SECRET_ACCESS_KEY="), "AWS_SECRET_ACCESS_KEY is missing"},
+		"the machine's azure":    {at("azure:c:/", "AZURE_ACCOUNT_NAME=n"), "AZURE_ACCOUNT_KEY or AZURE_ACCOUNT_SAS"},
+		"the machine's google":   {at("gs:b:/"), "GOOGLE_ACCESS_TOKEN"},
+		"no b2 key":              {at("b2:b"), "B2_ACCOUNT_ID"},
+		"google's file":          {at("gs:b:/", "GOOGLE_APPLICATION_CREDENTIALS=/etc/x"), "GOOGLE_APPLICATION_CREDENTIALS cannot be set here"},
+		"a certificate's file":   {append(s3, "RESTIC_CACERT=/etc/shadow"), "RESTIC_CACERT cannot be set here"},
+		"a client's key":         {append(s3, "RESTIC_TLS_CLIENT_CERT=/etc/x"), "RESTIC_TLS_CLIENT_CERT cannot"},
+		"the location's file":    {append(s3, "RESTIC_REPOSITORY_FILE=/etc/x"), "RESTIC_REPOSITORY_FILE cannot"},
+		"the password's file":    {append(s3, "RESTIC_PASSWORD_FILE=/etc/shadow"), "RESTIC_PASSWORD_FILE cannot"},
+		"a proxy":                {append(s3, "HTTPS_PROXY=http://169.254.169.254"), "HTTPS_PROXY cannot"},
+		"no proxy":               {append(s3, "NO_PROXY=*"), "NO_PROXY cannot"},
+		"a program":              {append(s3, "RESTIC_PASSWORD_COMMAND=id"), "would run a program"},
+		"a second repository":    {append(s3, "RESTIC_FROM_REPOSITORY=/x"), "RESTIC_FROM_REPOSITORY cannot"},
+		"a cache":                {append(s3, "RESTIC_CACHE_DIR=/x"), "RESTIC_CACHE_DIR cannot"},
+		"a temporary directory":  {append(s3, "TMPDIR=/x"), "TMPDIR cannot"},
+		"shared credentials":     {append(s3, "AWS_SHARED_CREDENTIALS_FILE=/x"), "could run a program"},
+		"aws's configuration":    {append(s3, "AWS_CONFIG_FILE=/x"), "unknown variable"},
+		"a library":              {append(s3, "LD_PRELOAD=/x"), "LD_PRELOAD cannot"},
+		"debugging":              {append(s3, "GODEBUG=x"), "unknown variable"},
+		"no password":            {s3[:1], "RESTIC_PASSWORD is missing"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			data := map[string][]byte{}
+			want := map[string]string{}
+			for _, e := range test.env {
+				k, v, _ := strings.Cut(e, "=")
+				data[k], want[k] = []byte(v+"\n"), v
+			}
+			got, err := ForeignEnv(data)
+			if test.err != "" {
+				if err == nil || !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), test.err) {
+					t.Errorf("%v, want %q", err, test.err)
+				}
+				return
+			}
+			if err != nil || cmp.Diff(want, got) != "" {
+				t.Errorf("%v\n%s", err, cmp.Diff(want, got))
+			}
+		})
+	}
+}

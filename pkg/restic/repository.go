@@ -69,6 +69,11 @@ func Open(c Config) (*Repository, error) {
 	} else if err := os.MkdirAll(c.CacheDir, 0o700); err != nil {
 		return nil, fmt.Errorf("%w: restic cache: %w", ErrConfig, err)
 	}
+	if c.SeenDir != "" {
+		if err := os.MkdirAll(c.SeenDir, 0o700); err != nil {
+			return nil, fmt.Errorf("%w: memory of repositories: %w", ErrConfig, err)
+		}
+	}
 	return r, nil
 }
 
