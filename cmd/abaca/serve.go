@@ -307,7 +307,7 @@ func (o serveOptions) engine(backends map[string]backend.Backend, node backend.N
 		if err != nil {
 			return nil, nil, err
 		}
-		jobs.Made = engine.Made
+		jobs.Made, engine.Repositories = engine.Made, jobs.Repositories
 		engine.Runner, engine.Tick = jobs, 2*time.Second // each look is some requests
 		return engine, jobs, nil
 	}
@@ -325,7 +325,7 @@ func (o serveOptions) engine(backends map[string]backend.Backend, node backend.N
 }
 
 // jobs runs movers as Jobs, of the PodTemplate that --movers names.
-func (o serveOptions) jobs(repositories backup.Repositories) (*kube.Runner, error) {
+func (o serveOptions) jobs(administrators backup.Directory) (*kube.Runner, error) {
 	text, ok := strings.CutPrefix(o.movers, "podtemplate:")
 	namespace, name, also := strings.Cut(text, "/")
 	if !ok || !also || namespace == "" || name == "" || strings.Contains(name, "/") {
@@ -340,7 +340,7 @@ func (o serveOptions) jobs(repositories backup.Repositories) (*kube.Runner, erro
 		return nil, err
 	}
 	return &kube.Runner{Client: client, Pod: os.Getenv("POD_NAME"), Host: host, Namespace: namespace, Template: name, Driver: csi.DriverName, ZoneKey: csi.ZoneKey, Handle: csi.MoverHandle,
-		Repositories: repositories, Now: time.Now}, nil
+		Repositories: kube.Repositories{Directory: administrators, Client: client, Namespace: namespace, Template: name}, Now: time.Now}, nil
 }
 
 // state makes a directory for one kind of records.

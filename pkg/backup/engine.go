@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"runtime/debug"
 	"slices"
@@ -31,6 +32,10 @@ const (
 	// lockWait is how long a deletion waits for the repository's lock. Longer
 	// waits are the caller's, who calls again.
 	lockWait = 10 * time.Second
+	// turnWait is how long a request waits while another asks the same repository,
+	// if that is a namespace's own.
+	turnWait = 3 * time.Second
+	turnPoll = 50 * time.Millisecond
 	// listingAge is how long a listing may answer for its repository. Whatever
 	// this process changes is seen at once; what others change, after this.
 	listingAge = 10 * time.Second
@@ -43,6 +48,8 @@ const (
 	sweepAge = 15 * time.Minute
 	// refreshEvery is how often Run lists the repositories anew, for the metrics.
 	refreshEvery = 10 * time.Minute
+	// refreshAtOnce is how many are listed at a time.
+	refreshAtOnce = 4
 	// lookTimeout bounds what Run does for one job before it looks after the next.
 	lookTimeout = 30 * time.Second
 	// recentMax is how many ended jobs Recent remembers.
@@ -70,6 +77,7 @@ type Engine struct {
 	wakeOnce sync.Once
 	woken    chan struct{}
 	busy     busy.Set
+	asked    busy.Set // the repositories of namespaces that restic is asking
 	mu       sync.Mutex
 	listings map[string]listing
 	recent   []*Status
@@ -169,12 +177,12 @@ func (e *Engine) findOrBegin(ctx context.Context, req Request, age time.Duration
 }
 
 // nowhereElse returns ErrConflict when another repository is known to have a
-// backup of that name.
+// backup of that name. What a namespace's own says is believed of that one only.
 func (e *Engine) nowhereElse(req Request) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for repository, l := range e.listings {
-		if repository == req.Repository {
+		if repository == req.Repository || Owner(repository) != "" {
 			continue
 		}
 		for _, b := range l.backups {
@@ -294,10 +302,10 @@ func (e *Engine) advance(ctx context.Context, st *Status) (*Backup, error) {
 				}
 				e.setReleased(st)
 			}
-			return nil, told{fmt.Errorf("backup %q: %w: %s", b.Name, ErrFailed, st.Result.Error)}
+			return nil, told{fmt.Errorf("backup %q in %s: %w: %s", b.Name, Title(b.Repository), ErrFailed, st.Result.Error)}
 		}
 		if wait := st.Ended.Add(backoff(st.Job.Attempt)).Sub(e.Now()); wait > 0 {
-			return nil, told{fmt.Errorf("backup %q: attempt %d: %s (next attempt at %s): %w", b.Name, st.Job.Attempt, st.Result.Error,
+			return nil, told{fmt.Errorf("backup %q in %s: attempt %d: %s (next attempt at %s): %w", b.Name, Title(b.Repository), st.Job.Attempt, st.Result.Error,
 				e.Now().Add(wait).UTC().Format(time.TimeOnly+"Z"), backend.ErrUnavailable)}
 		}
 		// One that was told to stop, as when its node is drained, has left as much
@@ -432,6 +440,9 @@ func (e *Engine) List(ctx context.Context) ([]*Backup, error) {
 	all := map[key]*Backup{}
 	for _, name := range names {
 		backups, err := e.list(ctx, name, listingAge)
+		if err != nil && unset(name, err) {
+			continue
+		}
 		if err != nil && ctx.Err() == nil {
 			// Whatever it is, it is not the request that is wrong; and a listing
 			// that lacks backups would be taken for their end.
@@ -473,13 +484,19 @@ func (e *Engine) Delete(ctx context.Context, repository, id string) error {
 	}
 	defer release()
 
-	repo, err := e.Repositories.Open(ctx, repository)
+	repo, turn, err := e.open(ctx, repository)
+	defer turn()
+	abandoned := errors.Is(err, ErrAbandoned)
 	if errors.Is(err, backend.ErrNotFound) {
 		// Success would leave the data where nobody looks for it any more.
-		return fmt.Errorf("delete backup %s: repository %q is not configured; put its folder back, "+
-			"or remove the backup with plain restic: %w", id, repository, backend.ErrInUse)
+		where := "put its folder back"
+		if Owner(repository) != "" {
+			where = "put the Secret back"
+		}
+		return fmt.Errorf("delete backup %s: %s is not configured; %s, or remove the backup with plain restic: %w",
+			id, Title(repository), where, backend.ErrInUse)
 	}
-	if err != nil {
+	if err != nil && !abandoned {
 		return fmt.Errorf("delete backup %s: %w", id, err)
 	}
 	st, err := e.Runner.Status(ctx, id)
@@ -496,7 +513,10 @@ func (e *Engine) Delete(ctx context.Context, repository, id string) error {
 	case err != nil && !errors.Is(err, backend.ErrNotFound):
 		return err
 	}
-	if err := e.forget(ctx, repo, repository, id); err != nil {
+	if abandoned {
+		// Nobody can mend that, and the namespace could not go before its backups.
+		klog.FromContext(ctx).Info("Backup is left in its repository, as the namespace is gone", "backup", id, "repository", repository)
+	} else if err := e.forget(ctx, repo, repository, id); err != nil {
 		return err
 	}
 	return e.Runner.Remove(ctx, id)
@@ -611,7 +631,7 @@ func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (*Status, erro
 		case st.Result.Reason.Lasting():
 			kind = ErrFailed
 		}
-		return nil, fmt.Errorf("restore of backup %s: %w: %s", req.Backup, kind, st.Result.Error)
+		return nil, fmt.Errorf("restore of backup %s from %s: %w: %s", req.Backup, Title(req.Repository), kind, st.Result.Error)
 	case Succeeded:
 		e.remember(st)
 		return st, e.release(ctx, st.Job)
@@ -636,19 +656,21 @@ func (e *Engine) Run(ctx context.Context) {
 	tick := time.NewTicker(e.Tick)
 	defer tick.Stop()
 	said := map[string]string{} // the last error of each job, to say each once
-	for refreshed := (time.Time{}); ; {
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	beside.Go(func() { e.refresh(ctx) }) // no job waits for a repository that does not answer
+	for swept := (time.Time{}); ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		case <-e.waking():
 		}
-		if e.Now().Sub(refreshed) > refreshEvery {
-			refreshed = e.Now()
+		if e.Now().Sub(swept) > refreshEvery {
+			swept = e.Now()
 			if err := e.sweep(ctx); err != nil && ctx.Err() == nil {
 				log.Error(err, "Looking for temporary snapshots left behind")
 			}
-			e.refresh(ctx)
 		}
 		jobs, err := e.Runner.Jobs(ctx)
 		if err != nil {
@@ -686,18 +708,41 @@ func (e *Engine) waking() chan struct{} {
 	return e.woken
 }
 
-// refresh lists every repository, so that the metrics know them after a start.
+// refresh lists every repository now and then, so that the metrics know them after a
+// start, and what others have changed.
 func (e *Engine) refresh(ctx context.Context) {
 	log := klog.FromContext(ctx)
-	names, err := e.Repositories.Names(ctx)
-	if err != nil {
-		log.Error(err, "Listing repositories")
-	}
-	for _, name := range names {
-		if _, err := e.list(ctx, name, refreshEvery); err != nil && ctx.Err() == nil {
-			log.Error(err, "Repository cannot be read")
+	for {
+		names, err := e.Repositories.Names(ctx)
+		if err != nil {
+			log.Error(err, "Listing repositories")
+		} else {
+			e.forgetOthers(names)
+		}
+		var listing sync.WaitGroup
+		places := make(chan struct{}, refreshAtOnce)
+		for _, name := range names {
+			places <- struct{}{}
+			listing.Go(func() {
+				defer func() { <-places }()
+				if _, err := e.list(ctx, name, refreshEvery); err != nil && ctx.Err() == nil && !unset(name, err) {
+					log.Error(err, "Repository cannot be read")
+				}
+			})
+		}
+		listing.Wait()
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(refreshEvery):
 		}
 	}
+}
+
+// unset says that an error is of a namespace that may have a repository of its own, and
+// has none.
+func unset(repository string, err error) bool {
+	return Owner(repository) != "" && (errors.Is(err, backend.ErrNotFound) || errors.Is(err, ErrAbandoned))
 }
 
 // look advances one job, read again under its lock.
@@ -854,7 +899,8 @@ func (e *Engine) list(ctx context.Context, repository string, age time.Duration)
 	if ok && !l.stale && e.Now().Sub(l.at) < age {
 		return l.backups, nil
 	}
-	repo, err := e.Repositories.Open(ctx, repository)
+	repo, turn, err := e.open(ctx, repository)
+	defer turn()
 	if err != nil {
 		return nil, err
 	}
@@ -899,6 +945,36 @@ func (e *Engine) list(ctx context.Context, repository string, age time.Duration)
 	}
 	e.listings[repository] = listing{at: at, backups: backups, held: mover.Held(snapshots, at), care: care, careID: careID}
 	return backups, nil
+}
+
+// open opens a repository. The caller has its turn there until it calls turn, which is
+// never nil: requests have few workers, which one namespace whose server does not
+// answer must not keep from the others. An administrator's has no turns.
+func (e *Engine) open(ctx context.Context, repository string) (repo restic.Client, turn func(), err error) {
+	turn = func() {}
+	for until := e.Now().Add(turnWait); Owner(repository) != ""; {
+		release, busy := e.asked.TryLock(repository)
+		if busy == "" {
+			turn = release
+			break
+		}
+		if e.Now().After(until) || ctx.Err() != nil {
+			return nil, turn, fmt.Errorf("%s has not answered another request yet: %w", Title(repository), backend.ErrPending)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(turnPoll):
+		}
+	}
+	repo, err = e.Repositories.Open(ctx, repository)
+	return repo, turn, err
+}
+
+// forgetOthers drops what is known of repositories that are there no more.
+func (e *Engine) forgetOthers(names []string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	maps.DeleteFunc(e.listings, func(name string, _ listing) bool { return !slices.Contains(names, name) })
 }
 
 // held says that maintenance holds new backups back, as the repository was last
@@ -1027,9 +1103,9 @@ func repositoryError(ctx context.Context, repository string, err error) error {
 	kind := backend.ErrUnavailable
 	switch {
 	case ctx.Err() != nil:
-		return fmt.Errorf("repository %q: %w", repository, err)
+		return fmt.Errorf("%s: %w", Title(repository), err)
 	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("repository %q: %w: %s", repository, kind, err)
+		return fmt.Errorf("%s: %w: %s", Title(repository), kind, err)
 	case errors.Is(err, restic.ErrWrongPassword):
 		kind = backend.ErrAuth
 	case errors.Is(err, restic.ErrConfig):
@@ -1037,5 +1113,5 @@ func repositoryError(ctx context.Context, repository string, err error) error {
 	case errors.Is(err, restic.ErrLocked):
 		kind = backend.ErrPending
 	}
-	return fmt.Errorf("repository %q: %w: %w", repository, kind, err)
+	return fmt.Errorf("%s: %w: %w", Title(repository), kind, err)
 }

@@ -2,6 +2,7 @@ package backup
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -99,6 +100,10 @@ func (e *Engine) Collect(ch chan<- prometheus.Metric) {
 	newest := map[volumeKey]*Backup{}
 	for repository, l := range e.listings {
 		for _, b := range l.backups {
+			// Whoever has the repository can have put anything there.
+			if owner := Owner(repository); owner != "" && !strings.HasPrefix(b.Host, owner+"/") {
+				continue
+			}
 			if key := keyOf(b); newest[key] == nil || newest[key].CreatedAt.Before(b.CreatedAt) {
 				newest[key] = b
 			}

@@ -19,6 +19,7 @@ import (
 //	a snapshot volume      <backend>/@<snapshot>#<consumer>
 //	a snapshot             <backend>/@<snapshot>
 //	a backup               backup/<repository>/<backup>
+//	one in a namespace's   backup/@<namespace>/<backup>
 //	what a mover reads     <backend>/@<snapshot>#backup-<digest>
 //	what a mover fills     <backend>/<share>#restore-<digest>
 //
@@ -62,6 +63,7 @@ var (
 	movesFrom   = regexp.MustCompile(`^backup-[a-z2-7]{26}$`)
 	movesTo     = regexp.MustCompile(`^restore-[a-z2-7]{26}$`)
 	repository  = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
+	namespace   = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 	backupID    = regexp.MustCompile(`^[a-z2-7]{26}$`)
 )
 
@@ -142,7 +144,7 @@ func ParseSnapshot(id string) (Snapshot, error) {
 	s := Snapshot{}
 	if name == backupsPrefix {
 		s.Repository, s.Backup, _ = strings.Cut(rest, "/")
-		ok = ok && repository.MatchString(s.Repository) && backupID.MatchString(s.Backup)
+		ok = ok && (repository.MatchString(s.Repository) || namespace.MatchString(backup.Owner(s.Repository))) && backupID.MatchString(s.Backup)
 	} else {
 		s.Backend = name
 		s.Snapshot, _ = strings.CutPrefix(rest, "@")

@@ -41,6 +41,7 @@ func TestHandles(t *testing.T) {
 		{Backend: "local", Snapshot: id},
 		{Repository: "offsite", Backup: id},
 		{Repository: strings.Repeat("r", 63), Backup: id},
+		{Repository: backup.OfNamespace(strings.Repeat("n", 63)), Backup: id},
 	} {
 		got, err := ParseSnapshot(s.String())
 		if err != nil || got != s {
@@ -68,6 +69,7 @@ func TestForeignHandles(t *testing.T) {
 	for _, s := range []string{
 		"", "local/" + id, "local/@", "local/@" + id + "#" + ref, "backup/" + id, "backup//" + id, "backup/r/", "backup/R/" + id,
 		"backup/../" + id, "backup/r/" + id + "/", "backup/r/" + strings.ToUpper(id), "backup/@" + id,
+		"backup/@/" + id, "backup/@../" + id, "backup/@@shop/" + id, "backup/@shop./" + id, "backup/@Shop/" + id, "backup/@" + strings.Repeat("n", 64) + "/" + id,
 	} {
 		if v, err := ParseSnapshot(s); !errors.Is(err, backend.ErrNotFound) {
 			t.Errorf("snapshot %q is %+v, %v", s, v, err)

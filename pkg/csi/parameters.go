@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
+	"github.com/abaca-csi/abaca/pkg/backup"
 	"github.com/abaca-csi/abaca/pkg/mover"
 	"github.com/abaca-csi/abaca/pkg/nearest"
 )
@@ -28,6 +29,10 @@ const (
 	allowPartialKey = "allowPartial"
 	allowEmptyKey   = "allowEmpty"
 	excludeKey      = "exclude"
+
+	// ownRepository is the repository of the VolumeSnapshot's own namespace. No
+	// repository that an administrator names can be called so.
+	ownRepository = "@namespace"
 )
 
 // class is what a StorageClass says.
@@ -92,8 +97,14 @@ func parseSnapshotClass(params map[string]string) (snapshotParameters, error) {
 	if p.repository = params[repositoryKey]; p.repository == "" {
 		return p, fmt.Errorf("type: backup needs parameter %q, the name of a repository: %w", repositoryKey, backend.ErrInvalid)
 	}
-	if !repository.MatchString(p.repository) {
-		return p, fmt.Errorf("parameter %q: %q is not a repository's name (lower-case letters, digits, '.', '_', '-'): %w",
+	if p.repository == ownRepository {
+		if !namespace.MatchString(params[snapshotNamespaceKey]) {
+			return p, fmt.Errorf("parameter %q is %s, which needs the namespace of the VolumeSnapshot: csi-snapshotter adds it as %s if it has --extra-create-metadata: %w",
+				repositoryKey, ownRepository, snapshotNamespaceKey, backend.ErrInvalid)
+		}
+		p.repository = backup.OfNamespace(params[snapshotNamespaceKey])
+	} else if !repository.MatchString(p.repository) {
+		return p, fmt.Errorf("parameter %q: %q is not a repository's name (lower-case letters, digits, '.', '_', '-'), nor @namespace: %w",
 			repositoryKey, p.repository, backend.ErrInvalid)
 	}
 	var err error

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
 	"github.com/abaca-csi/abaca/pkg/backup"
@@ -41,11 +42,15 @@ var (
 
 // template returns the PodTemplate of movers.
 func (r *Runner) template(ctx context.Context) (*corev1.PodTemplate, error) {
-	t, err := r.Client.CoreV1().PodTemplates(r.Namespace).Get(ctx, r.Template, metav1.GetOptions{})
+	return podTemplate(ctx, r.Client, r.Namespace, r.Template)
+}
+
+func podTemplate(ctx context.Context, client kubernetes.Interface, namespace, name string) (*corev1.PodTemplate, error) {
+	t, err := client.CoreV1().PodTemplates(namespace).Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		return nil, fmt.Errorf("PodTemplate %s/%s of the movers is not there: %w", r.Namespace, r.Template, backend.ErrUnavailable)
+		return nil, fmt.Errorf("PodTemplate %s/%s of the movers is not there: %w", namespace, name, backend.ErrUnavailable)
 	}
-	return t, kind(err, "PodTemplate %s/%s of the movers", r.Namespace, r.Template)
+	return t, kind(err, "PodTemplate %s/%s of the movers", namespace, name)
 }
 
 // make makes the objects of an attempt, unless they are there, and returns their
@@ -58,6 +63,12 @@ func (r *Runner) make(ctx context.Context, template *corev1.PodTemplate, job bac
 	pod, err := podOf(template, name, job)
 	if err != nil {
 		return "", "", err
+	}
+	var own map[string][]byte
+	if namespace := backup.Owner(job.Task.Repository); namespace != "" {
+		if own, err = ownSecret(ctx, r.Client, template, namespace); err != nil {
+			return "", "", err
+		}
 	}
 	meta := metav1.ObjectMeta{Name: name, Labels: map[string]string{Mover: job.Task.ID, Attempt: name}}
 	volume, claim := r.volumeOf(meta, job)
@@ -76,11 +87,19 @@ func (r *Runner) make(ctx context.Context, template *corev1.PodTemplate, job bac
 	}}, metav1.CreateOptions{})
 	if apierrors.IsAlreadyExists(err) {
 		if made, err = r.Client.BatchV1().Jobs(r.Namespace).Get(ctx, name, metav1.GetOptions{}); apierrors.IsNotFound(err) {
-			return "", "", fmt.Errorf("mover %s: another controller has just removed its Job: %w", job.Task.ID, backend.ErrPending)
+			err = fmt.Errorf("another controller has just removed it: %w", backend.ErrPending)
 		}
 	}
 	if err != nil {
 		return "", "", kind(err, "Job of mover %s", job.Task.ID)
+	}
+	if own != nil {
+		// It goes with the Job, whatever ends that: Kubernetes sees to it.
+		meta.OwnerReferences = []metav1.OwnerReference{{APIVersion: "batch/v1", Kind: "Job", Name: name, UID: made.UID}}
+		_, err := r.Client.CoreV1().Secrets(r.Namespace).Create(ctx, &corev1.Secret{ObjectMeta: meta, Data: own}, metav1.CreateOptions{})
+		if err != nil && !apierrors.IsAlreadyExists(err) {
+			return "", "", kind(err, "copy of Secret %s/%s for mover %s", backup.Owner(job.Task.Repository), backup.SecretName, job.Task.ID)
+		}
 	}
 	return name, made.UID, nil
 }
@@ -113,6 +132,9 @@ func (r *Runner) volumeOf(meta metav1.ObjectMeta, job backup.Job) (*corev1.Persi
 // podOf fills the template in for one job.
 func podOf(template *corev1.PodTemplate, name string, job backup.Job) (*corev1.PodTemplateSpec, error) {
 	secret, ok := template.Annotations[Repository+job.Task.Repository]
+	if backup.Owner(job.Task.Repository) != "" {
+		secret, ok = name, true // its copy
+	}
 	if !ok {
 		return nil, fmt.Errorf("repository %q: PodTemplate %s names no Secret for it: %w", job.Task.Repository, template.Name, backend.ErrNotFound)
 	}

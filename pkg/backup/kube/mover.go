@@ -58,7 +58,7 @@ func move(ctx context.Context, a Args, mounts mount.Interface, now func() time.T
 	if err := json.Unmarshal([]byte(os.Getenv(taskVariable)), &task); err != nil {
 		return mover.Result{Error: fmt.Sprintf("%s is no task: %s", taskVariable, err), Reason: mover.ReasonConfig}
 	}
-	repo, err := backup.OpenFolder(a.Repository, restic.Config{Program: a.Restic, CacheDir: a.Cache})
+	repo, err := backup.OpenFolder(a.Repository, restic.Config{Program: a.Restic, CacheDir: backup.Apart(a.Cache, task.Repository)})
 	if err != nil {
 		return mover.Result{Error: err.Error(), Reason: mover.ReasonConfig}
 	}

@@ -25,6 +25,9 @@ const (
 	// Repository, with the name of one behind it, is an annotation of the
 	// PodTemplate that names the Secret of the repository.
 	Repository = "repository.abaca-csi.github.io/"
+	// Namespaces is an annotation of the PodTemplate: the namespaces that may have
+	// a repository of their own, separated by commas.
+	Namespaces = "abaca-csi.github.io/repository-namespaces"
 
 	// prefix begins the names of all objects of movers.
 	prefix = "abaca-mover-"

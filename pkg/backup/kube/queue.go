@@ -19,6 +19,8 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
+	"github.com/abaca-csi/abaca/pkg/backup"
+	"github.com/abaca-csi/abaca/pkg/mover"
 )
 
 // orphanAge is how old objects without a record must be before they count as
@@ -86,15 +88,19 @@ func (e entry) tenant() string {
 // holds nobody else up. Of one that may not be there yet, one mover runs at a time,
 // as two would make it twice.
 func next(queue []entry, limit, each int) []*record {
-	// Restores are counted apart, so that they never wait for backups.
+	// Restores are counted apart, so that they never wait for backups; and so are
+	// the repositories of namespaces, so that none that does not answer, or is locked
+	// on purpose, holds up the administrator's.
+	type kind struct{ restore, own bool }
+	kindOf := func(t mover.Task) kind { return kind{t.Restore != nil, backup.Owner(t.Repository) != ""} }
 	type counted struct {
 		restore    bool
 		repository string
 	}
-	total, of, making, turns := map[bool]int{}, map[counted]int{}, map[string]bool{}, map[string]int{}
+	total, of, making, turns := map[kind]int{}, map[counted]int{}, map[string]bool{}, map[string]int{}
 	count := func(e entry) {
 		task := e.rec.Job.Task
-		total[task.Restore != nil]++
+		total[kindOf(task)]++
 		of[counted{task.Restore != nil, task.Repository}]++
 		making[task.Repository] = making[task.Repository] || !task.Made
 	}
@@ -119,8 +125,7 @@ func next(queue []entry, limit, each int) []*record {
 	var chosen []*record
 	for _, e := range waiting {
 		task := e.rec.Job.Task
-		restore := task.Restore != nil
-		if total[restore] < limit && of[counted{restore, task.Repository}] < each && (task.Made || !making[task.Repository]) {
+		if total[kindOf(task)] < limit && of[counted{task.Restore != nil, task.Repository}] < each && (task.Made || !making[task.Repository]) {
 			count(e)
 			chosen = append(chosen, e.rec)
 		}

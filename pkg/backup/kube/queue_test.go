@@ -39,6 +39,8 @@ func TestNext(t *testing.T) {
 		// One makes the repository, and the others come then.
 		{"a/1@r! b/2@r! c/3@s!", 9, 9, "1 3"},
 		{"a/1@r!+ b/2@r! c/3@r", 9, 9, "3"},
+		// Those of namespaces do not hold up the administrator's.
+		{"a/1@@a+ b/2@@b+ a/3@@a a/4@r /5@@a /6@r", 2, 2, "5 6 4"},
 	} {
 		var queue []entry
 		for i, text := range strings.Fields(test.queue) {

@@ -47,8 +47,9 @@ const (
 
 // Runner implements [backup.Runner]. It needs the verbs get, list, create, update
 // and delete on ConfigMaps, get, list, create, patch and delete on Jobs, list,
-// create and delete on PersistentVolumeClaims, list on pods and events, get on pods/log
-// and the PodTemplate, all in its namespace, and list, create and delete on
+// create and delete on PersistentVolumeClaims, create on Secrets, list on pods and
+// events, get on pods/log and the PodTemplate, all in its namespace, what
+// [Repositories] needs, and list, create and delete on
 // PersistentVolumes.
 type Runner struct {
 	Client kubernetes.Interface
