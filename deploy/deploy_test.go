@@ -47,6 +47,7 @@ backends:
 - {name: one, manila: {cloud: a, cloudsSecret: clouds-a, instance: x}}
 - {name: two, manila: {cloud: b, cloudsSecret: clouds-b}}
 repositories: [{name: offsite, secretName: offsite}, {name: near.by, secretName: nearby}]
+repositoryNamespaces: [shop, bank]
 imagePullSecrets: [{name: pull}]
 storageClasses:
 - {name: abaca, default: true, backend: two, mountOptions: [noatime], parameters: {protocol: NFS}, annotations: {a: b}, allowVolumeExpansion: false}
@@ -65,6 +66,7 @@ backends:
 - {name: one, local: {node: n1, size: 10Gi}}
 - {name: two, local: {node: n1, path: /srv/abaca}}
 repositories: [{name: offsite, secretName: offsite}]
+repositoryNamespaces: [shop]
 csiDriver: {attachRequired: true, fsGroupPolicy: None}
 networkPolicy: {enabled: true, metricsFrom: [{namespaceSelector: {matchLabels: {a: b}}}]}
 movers: {cache: {hostPath: /var/cache/abaca}}
@@ -210,10 +212,10 @@ func TestManifests(t *testing.T) {
 				roles[r.Name] = true
 			}
 			for _, r := range of[*rbacv1.Role](all) {
-				roles["here/"+r.Name] = r.Namespace == namespace
+				roles[r.Namespace+"/"+r.Name] = true
 			}
 			for _, b := range of[*rbacv1.RoleBinding](all) {
-				if !roles["here/"+b.RoleRef.Name] || len(b.Subjects) != 1 || !accounts[b.Subjects[0].Name] || b.Subjects[0].Namespace != namespace || b.Namespace != namespace {
+				if !roles[b.Namespace+"/"+b.RoleRef.Name] || len(b.Subjects) != 1 || !accounts[b.Subjects[0].Name] || b.Subjects[0].Namespace != namespace {
 					t.Errorf("binding %s: role %s, subjects %v", b.Name, b.RoleRef.Name, b.Subjects)
 				}
 			}
@@ -472,6 +474,8 @@ func TestRefusedValues(t *testing.T) {
 		local + "controller: {provisioner: {timeout: 10}}":                                         "timeout",
 		local + "node: {zone: a/b}":                                                                "zone",
 		local + "kubeletDir: var/lib":                                                              "kubeletDir",
+		local + "repositories: [{name: '@x', secretName: s}]":                                      "repositories/0/name",
+		local + "repositoryNamespaces: [a/b]":                                                      "repositoryNamespaces/0",
 		local + "repositories: [{name: Off, secretName: s}]":                                       "repositories/0/name",
 		local + "snapshotClasses: [{name: s, type: snapshot, repository: r}]":                      "repository",
 		local + "snapshotClasses: [{name: s, type: backup, repository: r}]":                        `repository "r"`,
@@ -539,6 +543,7 @@ func TestClasses(t *testing.T) {
 		{local, nil, "abaca"},
 		{local, []string{"--api-versions", snapshots}, "abaca abaca-snapshot"},
 		{local + "repositories: [{name: r, secretName: s}, {name: q, secretName: s}]", []string{"--api-versions", snapshots}, "abaca abaca-backup:r abaca-snapshot"},
+		{local + "repositoryNamespaces: [shop]", []string{"--api-versions", snapshots}, "abaca abaca-backup-own:@namespace abaca-snapshot"},
 	} {
 		out, err := helm(t, test.values, test.args...)
 		if err != nil {
@@ -621,6 +626,45 @@ func TestRules(t *testing.T) {
 	}
 }
 
+// TestOwnRepositories: of a namespace that may have a repository the controller may
+// read one Secret, and of others none; without such namespaces it may read and make none.
+func TestOwnRepositories(t *testing.T) {
+	secrets := func(values string) (all []string) {
+		objects := render(t, values)
+		for _, r := range of[*rbacv1.Role](objects) {
+			for _, rule := range r.Rules {
+				if slices.Contains(rule.Resources, "secrets") {
+					all = append(all, fmt.Sprint(r.Namespace, rule.ResourceNames, rule.Verbs))
+				}
+			}
+		}
+		for _, r := range of[*rbacv1.ClusterRole](objects) {
+			for _, rule := range r.Rules {
+				if slices.Contains(rule.Resources, "secrets") || slices.Contains(rule.Resources, "*") {
+					t.Errorf("ClusterRole %s: %v", r.Name, rule)
+				}
+			}
+		}
+		for _, p := range of[*corev1.PodTemplate](objects) {
+			all = append(all, "named: "+p.Annotations[kube.Namespaces])
+		}
+		slices.Sort(all)
+		return all
+	}
+	const local = "backends: [{name: l, local: {node: n1}}]\n"
+	want := []string{namespace + "[] [create]", "bank[abaca-repository] [get]", "named: shop,bank", "shop[abaca-repository] [get]"}
+	if got := secrets(local + "repositoryNamespaces: [shop, bank]"); !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got := secrets(local + "repositories: [{name: r, secretName: s}]"); !slices.Equal(got, []string{"named: "}) {
+		t.Errorf("without: %q", got)
+	}
+	all := render(t, local+"repositoryNamespaces: [shop]")
+	for name, template := range pod(all) {
+		checkPod(t, name, template.Spec)
+	}
+}
+
 // TestExamples: the examples are sound, and of classes that the chart makes.
 func TestExamples(t *testing.T) {
 	classes := map[string]bool{}
@@ -628,7 +672,7 @@ func TestExamples(t *testing.T) {
 	for _, c := range of[*storagev1.StorageClass](all) {
 		classes[c.Name] = true
 	}
-	for _, c := range of[*snapshotv1.VolumeSnapshotClass](all) {
+	for _, c := range of[*snapshotv1.VolumeSnapshotClass](append(all, render(t, everythingLocal)...)) {
 		classes[c.Name] = true
 	}
 	files, err := fs.Glob(os.DirFS("examples"), "*.yaml")

@@ -57,6 +57,11 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- else }}{{ include "abaca.manila" . }}{{ end }}
 {{- end }}
 
+{{/* "true" if there are backups: of the administrator's, or of namespaces' own. */}}
+{{- define "abaca.backups" -}}
+{{- if or .Values.repositories .Values.repositoryNamespaces }}true{{ end }}
+{{- end }}
+
 {{- define "abaca.hostNetwork" -}}
 {{- if .Values.controller.hostNetwork }}true{{ end }}
 {{- end }}
