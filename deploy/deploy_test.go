@@ -693,6 +693,34 @@ func TestExamples(t *testing.T) {
 	}
 }
 
+// TestReadme: what the README shows is in the examples, to the letter.
+func TestReadme(t *testing.T) {
+	var examples string
+	files, err := filepath.Glob("examples/*.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		examples += read(t, file)
+	}
+	// Indentation is that of the place.
+	indent := regexp.MustCompile(`(?m)^ +`)
+	examples = indent.ReplaceAllString(examples, "")
+	shown := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(read(t, "../README.md"), -1)
+	kubernetes := 0
+	for _, m := range shown {
+		if strings.HasPrefix(m[1], "backends:") {
+			continue // the configuration of standalone
+		}
+		if kubernetes++; !strings.Contains(examples, indent.ReplaceAllString(m[1], "")) {
+			t.Errorf("no example has\n%s", m[1])
+		}
+	}
+	if kubernetes == 0 {
+		t.Error("the README shows no example")
+	}
+}
+
 // TestKustomizations: what they name is there.
 func TestKustomizations(t *testing.T) {
 	for _, name := range []string{"embedded", "manila"} {
