@@ -318,7 +318,7 @@ func (c *call) deleteShare() answer {
 	switch {
 	case n > 0:
 		return refuse(403, "Invalid share: Share still has %d dependent snapshots.", n)
-	case !slices.Contains([]string{"available", "error", "inactive", "error_deleting"}, s.Status):
+	case !slices.Contains([]string{"available", "error", "inactive"}, s.Status):
 		return refuse(403, "Invalid share: Share status must be one of ('available', 'error', 'inactive')")
 	}
 	s.Status = "deleting"

@@ -147,6 +147,8 @@ var mutations = []mutation{
 		"(task.Made || !making[task.Repository])", "true", "./pkg/backup/kube", "TestNext"},
 	{"a mover makes no repository anew that was there", "pkg/mover/run.go",
 		"errors.Is(err, restic.ErrNoRepository) && m.task.Made {", "false {", "./pkg/mover", "TestFlow"},
+	{"of a share there is one deletion at a time", "pkg/backend/manila/share.go",
+		"unlock, err := b.busy.lock(ctx, path)", "unlock, err := func() {}, error(nil)", "./pkg/backend/manila", "TestOneDeletionAtATime"},
 	{"one name is one backup", "pkg/backup/listing.go",
 		"if b.ID == req.ID {", "if false {", "./pkg/backup", "TestOneNameInTwoRepositories"},
 	{"a namespace's repository is believed of itself only", "pkg/backup/listing.go",

@@ -460,17 +460,21 @@ func (b *Backend) removeShare(ctx context.Context, s *share) error {
 	if s.Group != "" { // Manila wants to be told that one knows
 		path += "?share_group_id=" + url.QueryEscape(s.Group)
 	}
-	refused, err := b.discard(ctx, path, s.Status, func() (string, error) {
+	status := s.Status
+	refused, err := b.discard(ctx, path, status, func() (string, error) {
 		now, err := b.await(ctx, id, "", func(s *share) bool { return settled(s.Status) })
-		if now == nil {
-			return "", err
+		if status = ""; now != nil {
+			status = now.Status
 		}
-		return now.Status, err
+		return status, err
 	})
-	if refused != nil {
+	switch {
+	case refused != nil && status == "error_deleting":
+		return why("Manila has failed to delete the share, and tries again only when an administrator has put it into the state error "+
+			"(openstack share set --status error "+id+")", b.complaint(ctx, id))
+	case refused != nil:
 		return fmt.Errorf("%w: Manila does not delete it%s: %w", backend.ErrInUse, b.lockedBy(ctx, id), withoutKind(refused))
-	}
-	if err != nil {
+	case err != nil:
 		return err
 	}
 	for consumer := range s.holds() {
@@ -498,7 +502,14 @@ func settled(status string) bool { return stateOf(status) != passing || status =
 // status, empty when it is gone; a second refusal is returned.
 func (b *Backend) discard(ctx context.Context, path, status string, look func() (string, error)) (*apiError, error) {
 	for refusals := 0; status != "deleting" && status != ""; {
-		err := b.delete(ctx, path)
+		// One at a time: of two at once Manila takes both, and the one that its back end
+		// does second fails, which is then the share's state.
+		unlock, err := b.busy.lock(ctx, path)
+		if err != nil {
+			return nil, err
+		}
+		err = b.delete(ctx, path)
+		unlock()
 		refused := (*apiError)(nil)
 		switch {
 		case err == nil, errors.Is(err, backend.ErrNotFound):

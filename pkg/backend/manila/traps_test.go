@@ -519,10 +519,10 @@ func TestBehindOurBack(t *testing.T) {
 		t.Errorf("extended by others: %+v, %v", got, err)
 	}
 	set(func(s *fakemanila.Share) { s.Status = "error_deleting" })
-	c.Add(fakemanila.Fault{Method: "DELETE", Path: share.ID, Status: 202, Times: 1})
-	if err := b.DeleteShare(t.Context(), share.ID); err == nil {
-		t.Error("a share that cannot be deleted is said to be gone")
+	if err := b.DeleteShare(t.Context(), share.ID); !errors.Is(err, backend.ErrUnavailable) || !strings.Contains(err.Error(), "administrator") {
+		t.Errorf("a share that cannot be deleted: %v", err)
 	}
+	set(func(s *fakemanila.Share) { s.Status = "error" })
 	if err := b.DeleteShare(t.Context(), share.ID); err != nil {
 		t.Errorf("and again: %v", err)
 	}
@@ -535,6 +535,36 @@ func TestBehindOurBack(t *testing.T) {
 	}
 	if _, err := b.Share(t.Context(), gone.ID); !errors.Is(err, backend.ErrNotFound) {
 		t.Errorf("deleted by others: %v", err)
+	}
+}
+
+// TestOneDeletionAtATime: of two DELETEs of one share at once, a real Manila takes both,
+// and has the share in the state error_deleting then.
+func TestOneDeletionAtATime(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{Delay: slow})
+	b := c.open()
+	share := ok[*backend.Share](t)(b.CreateShare(t.Context(), request("data")))
+	var deleting, most atomic.Int64
+	c.Strike(func(_ int, after bool) bool {
+		if after {
+			deleting.Add(-1)
+			return false
+		}
+		most.Store(max(most.Load(), deleting.Add(1)))
+		time.Sleep(20 * time.Millisecond)
+		return false
+	})
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			if err := b.DeleteShare(t.Context(), share.ID); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if most.Load() != 1 {
+		t.Errorf("%d at once", most.Load())
 	}
 }
 
