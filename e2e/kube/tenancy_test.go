@@ -121,7 +121,7 @@ const (
 // has a repository that no other may enter, and returns the location of a user's.
 func (c *cluster) restServer(dir string, users ...string) func(user string) string {
 	c.Helper()
-	l := c.listen() // a port that is free
+	l := c.listen("10.251.0.2:0") // a port that is free
 	address := l.Addr().(*net.TCPAddr).String()
 	l.Close()
 	text := ""
