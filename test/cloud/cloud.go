@@ -47,7 +47,7 @@ func Await(ctx context.Context, file, name, instance, want string) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("Manila has %s of %s, and not %s", got, instance, want)
+			return fmt.Errorf("of %s there are %s in Manila, and not %s", instance, got, want)
 		case <-time.After(time.Second):
 		}
 	}
