@@ -22,8 +22,8 @@ import (
 )
 
 // TestScale makes as many claims and VolumeSnapshots as ABACA_KUBE_SCALE says, at
-// a steady rate, on a simulated Manila that takes two seconds for each, has a
-// schedule make as many again in one run, and deletes them. What it prints is a
+// a steady rate, on a simulated Manila that takes two seconds for each, has one run of
+// a schedule make more of each fifth claim, and deletes them. What it prints is a
 // measurement; what is left behind is a failure.
 func TestScale(t *testing.T) {
 	c := start(t)
@@ -36,12 +36,12 @@ func TestScale(t *testing.T) {
 	c.secret("clouds", "clouds.yaml="+cloud.Clouds())
 	c.install(map[string]any{
 		"backends": []any{map[string]any{"name": "manila", "manila": map[string]any{"cloud": "fake", "cloudsSecret": "clouds", "instance": "scale"}}},
-		"schedules": []any{map[string]any{"name": "scale", "namespace": "default", "schedule": "0 0 1 1 *", "suspend": true, "selector": "app=scale",
+		"schedules": []any{map[string]any{"name": "scale", "namespace": "default", "schedule": "0 0 1 1 *", "suspend": true, "selector": "fifth=0",
 			"tiers": []any{"class=abaca-snapshot,keep-last=1"}}},
 	})
 	c.kubectl("config set-context --current --namespace=default")
 	before, written := c.controllerMemory(), c.writes()
-	count := func() string {
+	count := func(n int) string {
 		requests, writes, total, text := map[string]int{}, c.writes(), 0, ""
 		for _, r := range cloud.Requests() {
 			requests[r.Method]++
@@ -54,11 +54,11 @@ func TestScale(t *testing.T) {
 		return fmt.Sprintf("%.1f requests each to Manila and Keystone (%v); writes each in Kubernetes:%s controller %d MiB, %d in the beginning",
 			float64(total)/float64(n), requests, text, c.controllerMemory()>>20, before>>20)
 	}
-	count()
+	count(n)
 
 	const rate = 5 // in a second
 	manifests := map[string]string{
-		"pvc": `{"apiVersion":"v1","kind":"PersistentVolumeClaim","metadata":{"name":"scale-%d","labels":{"app":"scale"}},"spec":{"storageClassName":"abaca","accessModes":["ReadWriteMany"],"resources":{"requests":{"storage":"1Gi"}}}}`,
+		"pvc": `{"apiVersion":"v1","kind":"PersistentVolumeClaim","metadata":{"name":"scale-%[1]d","labels":{"fifth":"%[2]d"}},"spec":{"storageClassName":"abaca","accessModes":["ReadWriteMany"],"resources":{"requests":{"storage":"1Gi"}}}}`,
 		"volumesnapshot": `{"apiVersion":"snapshot.storage.k8s.io/v1","kind":"VolumeSnapshot","metadata":{"name":"scale-%[1]d"},` +
 			`"spec":{"volumeSnapshotClassName":"abaca-snapshot","source":{"persistentVolumeClaimName":"scale-%[1]d"}}}`,
 	}
@@ -70,7 +70,7 @@ func TestScale(t *testing.T) {
 				var all []string
 				for ; made < due; made++ {
 					asked[fmt.Sprint("scale-", made)] = time.Now()
-					all = append(all, fmt.Sprintf(manifests[kind], made))
+					all = append(all, fmt.Sprintf(manifests[kind], made, made%5))
 				}
 				if out, err := c.try(strings.Join(all, "\n"), "kubectl", "create", "-f", "-"); err != nil {
 					t.Fatal(out)
@@ -89,7 +89,7 @@ func TestScale(t *testing.T) {
 		}
 		slices.Sort(took)
 		t.Logf("%d × %s at %d/s: done after median %.1f s, 95 %% %.1f s, longest %.1f s; %s",
-			n, kind, rate, took[n/2].Seconds(), took[n*95/100].Seconds(), took[n-1].Seconds(), count())
+			n, kind, rate, took[n/2].Seconds(), took[n*95/100].Seconds(), took[n-1].Seconds(), count(n))
 	}
 	begun := time.Now()
 	c.kubectl("create job all --from=cronjob/scale")
@@ -99,7 +99,7 @@ func TestScale(t *testing.T) {
 			t.Fatal(c.kubectl("logs --tail=20 job/all"))
 		}
 	}
-	t.Logf("%d VolumeSnapshots in one run of a schedule: %.0f s; %s", n, time.Since(begun).Seconds(), count())
+	t.Logf("%d VolumeSnapshots in one run of a schedule: %.0f s; %s", n/5, time.Since(begun).Seconds(), count(n/5))
 	c.kubectl("delete job all --wait")
 
 	begun = time.Now()
@@ -112,7 +112,7 @@ func TestScale(t *testing.T) {
 			time.Sleep(2 * time.Second)
 		}
 	}
-	t.Logf("%d claims and %d VolumeSnapshots deleted in %.0f s; %s", n, 2*n, time.Since(begun).Seconds(), count())
+	t.Logf("%d claims and %d VolumeSnapshots deleted in %.0f s; %s", n, n+n/5, time.Since(begun).Seconds(), count(n))
 	if left := cloud.Counts(); left != "0 shares, 0 snapshots, 0 rules" {
 		t.Errorf("left in Manila: %s", left)
 	}
