@@ -19,8 +19,8 @@ import (
 )
 
 // TestManila: all that a user does, on a real Manila with CephFS, whose default
-// share type must be of CephFS; and what becomes of the mounts of ceph-fuse when the
-// node plugin's pod is replaced.
+// share type must be of CephFS; and what becomes of the mounts of ceph-fuse, and of a
+// backup, when the node plugin's pod is replaced.
 func TestManila(t *testing.T) {
 	c := start(t)
 	file, name := os.Getenv("ABACA_MANILA_CLOUDS"), os.Getenv("ABACA_MANILA_CLOUD")
@@ -43,6 +43,7 @@ func TestManila(t *testing.T) {
 		"backends": []any{map[string]any{"name": "manila", "manila": map[string]any{"cloud": name, "cloudsSecret": "clouds", "instance": instance}}},
 		// A pod's loopback is its own.
 		"controller": map[string]any{"hostNetwork": true},
+		"movers":     c.movers(map[string]any{"resources": map[string]any{"requests": map[string]any{"memory": "192Mi"}, "limits": map[string]any{"cpu": "100m"}}}),
 	})
 	c.kubectl("config set-context --current --namespace=default")
 
@@ -99,6 +100,8 @@ func TestManila(t *testing.T) {
 	}
 	c.kubectl("delete job tonight --wait") // and the view with its pod
 	c.snapshot("offsite", "abaca-backup")
+	c.mover()
+	c.replaceNode() // another mover takes over
 	c.await("true", "get volumesnapshot offsite"+ready)
 	c.apply2(from("back", "ReadWriteMany", "VolumeSnapshot", "offsite"))
 	c.await("Bound", "get pvc back -o jsonpath={.status.phase}")
@@ -144,8 +147,7 @@ func TestManila(t *testing.T) {
 // again, also while another is still without.
 func (c *cluster) survive(sums, snapshot, live string) {
 	c.Helper()
-	c.kubectl("delete pods -l app.kubernetes.io/component=node --wait -n " + namespace)
-	c.rolledOut()
+	c.replaceNode()
 	for _, pod := range []string{"one", "two", "reader"} {
 		if out, err := c.try("", "kubectl", "exec", pod, "--", "ls", "/data"); err == nil || !strings.Contains(out, "not connected") {
 			c.Errorf("pod %s after the node plugin was replaced: %s, %v; the docs say that it has lost its mount", pod, out, err)
@@ -168,6 +170,13 @@ func (c *cluster) survive(sums, snapshot, live string) {
 	c.apply2(podWith("two", ofClaim("data")))
 	c.await("Running", "get pod two -o jsonpath={.status.phase}")
 	c.exec("two", "date >/data/two/again && rm /data/two/again && sync")
+}
+
+// replaceNode replaces the node plugin's pod.
+func (c *cluster) replaceNode() {
+	c.Helper()
+	c.kubectl("delete pods -l app.kubernetes.io/component=node --wait -n " + namespace)
+	c.rolledOut()
 }
 
 // from is a claim with a source, as large as claim data.
