@@ -16,7 +16,7 @@ endif
 export GOFLAGS := $(strip $(shell go env GOFLAGS 2>/dev/null) -buildvcs=false)
 export PATH := $(CURDIR)/bin:$(PATH)
 
-.PHONY: help build test demo demo-manila bench bench-manila lint chart image e2e e2e-manila e2e-nfs manila-up manila-down e2e-kube e2e-conformance kube-up kube-down mutations
+.PHONY: help build test demo demo-manila bench bench-manila lint chart image e2e e2e-manila e2e-nfs manila-up manila-down e2e-kube e2e-conformance e2e-kube-manila kube-up kube-down mutations
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -75,8 +75,13 @@ e2e-nfs: deps-e2e-nfs bin/restic ## mount NFS, CIFS and CephFS, and back up, wit
 	@e2e/vm/run -t 240 e2e/vm/servers env ABACA_RESTIC=bin/restic bin/mover.test -test.v -test.run '^Test(NFS|CIFS)'
 	@e2e/vm/run -t 300 e2e/vm/ceph bin/mount.test -test.v -test.run '^TestCephFS$$'
 
-e2e-kube: kube-up bin/servers ## install the chart there, run the examples, end movers in all ways, look whether users are told, and set tenants on each other
+e2e-kube: kube-up bin/servers ## install the chart there, run the examples, end movers in all ways, look whether users are told, and set tenants on each other (and e2e-kube-manila, if that runs)
 	ABACA_KUBE="$(ABACA_CACHE)/kube" go test -count=1 -timeout 30m -v -run '^Test(Examples|Movers|Events|Tenancy)$$' ./e2e/kube
+	@! kill -0 $$(cut -d' ' -f1 "$(ABACA_CACHE)/manila/pid") 2>/dev/null || $(MAKE) e2e-kube-manila
+
+e2e-kube-manila: kube-up manila-up ## install the chart there on a real Manila with CephFS, its own, and do what a user does
+	ABACA_KUBE="$(ABACA_CACHE)/kube" ABACA_MANILA_CLOUDS="$(ABACA_CACHE)/manila/clouds.yaml" ABACA_MANILA_CLOUD=lab \
+		go test -count=1 -timeout 30m -v -run '^TestManila$$' ./e2e/kube
 
 e2e-conformance: kube-up ## run Kubernetes' own tests of storage drivers there (7 CPU minutes to build, once; FOCUS=pattern)
 	@e2e/kube/conformance

@@ -836,3 +836,17 @@ func TestZone(t *testing.T) {
 		}
 	}
 }
+
+// TestUpdateStrategy: with OnDelete an upgrade leaves the node plugin's pods, and what
+// ceph-fuse serves in them.
+func TestUpdateStrategy(t *testing.T) {
+	const local = "backends: [{name: l, local: {node: n1}}]\n"
+	for values, want := range map[string]appsv1.DaemonSetUpdateStrategyType{local: appsv1.RollingUpdateDaemonSetStrategyType,
+		local + "node: {updateStrategy: OnDelete}": appsv1.OnDeleteDaemonSetStrategyType} {
+		for _, d := range of[*appsv1.DaemonSet](render(t, values)) {
+			if got := d.Spec.UpdateStrategy; got.Type != want || (got.RollingUpdate != nil) != (want == appsv1.RollingUpdateDaemonSetStrategyType) {
+				t.Errorf("%s: %+v, want %s", values, got, want)
+			}
+		}
+	}
+}

@@ -2,19 +2,13 @@ package e2e
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
-	"github.com/gophercloud/gophercloud/v2"
-	"github.com/gophercloud/gophercloud/v2/openstack"
-	"github.com/gophercloud/gophercloud/v2/openstack/config"
-	"github.com/gophercloud/gophercloud/v2/openstack/config/clouds"
+	"github.com/abaca-csi/abaca/test/cloud"
 )
 
 // The tests here run on a real Manila, whose default share type must be CephFS,
@@ -32,57 +26,16 @@ func realCloud(t *testing.T) (*site, *driver) {
 	instance := filepath.Base(s.dir)
 	s.write("config.yaml", fmt.Sprintf("backends:\n- name: manila\n  manila: {clouds: %q, cloud: %q, instance: %q}\n", file, name, instance))
 	t.Cleanup(func() {
-		for _, kind := range []string{"shares", "snapshots"} {
-			if left, err := count(file, name, kind, instance); err != nil || left > 0 {
-				t.Errorf("left in the cloud: %d %s, %v", left, kind, err)
-			}
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := cloud.Await(ctx, file, name, instance, "0 shares, 0 snapshots, 0 rules"); err != nil {
+			t.Error(err)
 		}
 		if left, _ := os.ReadDir(s.path("state", "keys")); len(left) > 0 {
 			t.Errorf("left in the key store: %v", left)
 		}
 	})
 	return s, s.start("--state-dir", s.path("state"))
-}
-
-// count asks the cloud itself what there is of a driver's. What is being deleted
-// gets some time for it.
-func count(file, name, kind, instance string) (int, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	auth, endpoint, tls, err := clouds.Parse(clouds.WithCloudName(name), clouds.WithLocations(file))
-	if err != nil {
-		return 0, err
-	}
-	provider, err := config.NewProviderClient(ctx, auth, config.WithTLSConfig(tls))
-	if err != nil {
-		return 0, err
-	}
-	client, err := openstack.NewSharedFileSystemV2(provider, endpoint)
-	if err != nil {
-		return 0, err
-	}
-	client.Microversion = "2.73"
-	q := url.Values{"metadata": {"{'abaca.instance': '" + instance + "'}"}}
-	for {
-		var raw json.RawMessage
-		if _, err := client.Request(ctx, http.MethodGet, client.ServiceURL(kind, "detail")+"?"+q.Encode(), &gophercloud.RequestOpts{JSONResponse: &raw}); err != nil {
-			return 0, err
-		}
-		var answer map[string][]struct{ Status string }
-		if err := json.Unmarshal(raw, &answer); err != nil {
-			return 0, err
-		}
-		going := 0
-		for _, o := range answer[kind] {
-			if o.Status == "deleting" {
-				going++
-			}
-		}
-		if going == 0 || ctx.Err() != nil {
-			return len(answer[kind]), nil
-		}
-		time.Sleep(time.Second)
-	}
 }
 
 func TestRealSanity(t *testing.T) {

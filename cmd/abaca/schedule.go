@@ -111,6 +111,8 @@ func (o scheduleOptions) cluster() (*kube.Namespace, error) {
 	if err != nil {
 		return nil, fmt.Errorf("no cluster: %w", err)
 	}
+	// client-go's own 5 in a second are less than --parallel snapshots are looked at.
+	config.QPS, config.Burst = 50, 100
 	n := &kube.Namespace{Name: o.namespace}
 	if n.Name == "" {
 		if n.Name, _, err = loading.Namespace(); err != nil {

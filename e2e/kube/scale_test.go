@@ -4,9 +4,11 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -20,24 +22,43 @@ import (
 )
 
 // TestScale makes as many claims and VolumeSnapshots as ABACA_KUBE_SCALE says, at
-// a steady rate, on a simulated Manila that takes two seconds for each, and
-// deletes them. What it prints is a measurement; what is left behind is a failure.
+// a steady rate, on a simulated Manila that takes two seconds for each, has one run of
+// a schedule make more of each fifth claim, and deletes them. What it prints is a
+// measurement; what is left behind is a failure.
 func TestScale(t *testing.T) {
 	c := start(t)
 	n, _ := strconv.Atoi(os.Getenv("ABACA_KUBE_SCALE"))
 	if n == 0 {
 		t.Skip("measures: ABACA_KUBE_SCALE=1000 says how many")
 	}
-	cloud := fakemanila.New(fakemanila.Options{Gigabytes: 1 << 20, Listener: c.listen(), Delay: func() time.Duration { return 2 * time.Second }})
+	cloud := fakemanila.New(fakemanila.Options{Gigabytes: 1 << 20, Listener: c.listen("10.251.0.2:0"), Delay: func() time.Duration { return 2 * time.Second }})
 	t.Cleanup(cloud.Close)
 	c.secret("clouds", "clouds.yaml="+cloud.Clouds())
-	c.install(map[string]any{"backends": []any{map[string]any{"name": "manila", "manila": map[string]any{"cloud": "fake", "cloudsSecret": "clouds", "instance": "scale"}}}})
+	c.install(map[string]any{
+		"backends": []any{map[string]any{"name": "manila", "manila": map[string]any{"cloud": "fake", "cloudsSecret": "clouds", "instance": "scale"}}},
+		"schedules": []any{map[string]any{"name": "scale", "namespace": "default", "schedule": "0 0 1 1 *", "suspend": true, "selector": "fifth=0",
+			"tiers": []any{"class=abaca-snapshot,keep-last=1"}}},
+	})
 	c.kubectl("config set-context --current --namespace=default")
-	cloud.Requests()
+	before, written := c.controllerMemory(), c.writes()
+	count := func(n int) string {
+		requests, writes, total, text := map[string]int{}, c.writes(), 0, ""
+		for _, r := range cloud.Requests() {
+			requests[r.Method]++
+			total++
+		}
+		for _, kind := range slices.Sorted(maps.Keys(writes)) {
+			text += fmt.Sprintf(" %.1f of %s,", float64(writes[kind]-written[kind])/float64(n), kind)
+		}
+		written = writes
+		return fmt.Sprintf("%.1f requests each to Manila and Keystone (%v); writes each in Kubernetes:%s controller %d MiB, %d in the beginning",
+			float64(total)/float64(n), requests, text, c.controllerMemory()>>20, before>>20)
+	}
+	count(n)
 
 	const rate = 5 // in a second
 	manifests := map[string]string{
-		"pvc": `{"apiVersion":"v1","kind":"PersistentVolumeClaim","metadata":{"name":"scale-%d"},"spec":{"storageClassName":"abaca","accessModes":["ReadWriteMany"],"resources":{"requests":{"storage":"1Gi"}}}}`,
+		"pvc": `{"apiVersion":"v1","kind":"PersistentVolumeClaim","metadata":{"name":"scale-%[1]d","labels":{"fifth":"%[2]d"}},"spec":{"storageClassName":"abaca","accessModes":["ReadWriteMany"],"resources":{"requests":{"storage":"1Gi"}}}}`,
 		"volumesnapshot": `{"apiVersion":"snapshot.storage.k8s.io/v1","kind":"VolumeSnapshot","metadata":{"name":"scale-%[1]d"},` +
 			`"spec":{"volumeSnapshotClassName":"abaca-snapshot","source":{"persistentVolumeClaimName":"scale-%[1]d"}}}`,
 	}
@@ -49,7 +70,7 @@ func TestScale(t *testing.T) {
 				var all []string
 				for ; made < due; made++ {
 					asked[fmt.Sprint("scale-", made)] = time.Now()
-					all = append(all, fmt.Sprintf(manifests[kind], made))
+					all = append(all, fmt.Sprintf(manifests[kind], made, made%5))
 				}
 				if out, err := c.try(strings.Join(all, "\n"), "kubectl", "create", "-f", "-"); err != nil {
 					t.Fatal(out)
@@ -67,16 +88,21 @@ func TestScale(t *testing.T) {
 			}
 		}
 		slices.Sort(took)
-		requests := map[string]int{}
-		total := 0
-		for _, r := range cloud.Requests() {
-			total++
-			requests[r.Method]++
-		}
-		t.Logf("%d × %s at %d/s: done after median %.1f s, 95 %% %.1f s, longest %.1f s; %.1f requests each to Manila and Keystone (%v); controller %d MiB",
-			n, kind, rate, took[n/2].Seconds(), took[n*95/100].Seconds(), took[n-1].Seconds(), float64(total)/float64(n), requests, c.controllerMemory()>>20)
+		t.Logf("%d × %s at %d/s: done after median %.1f s, 95 %% %.1f s, longest %.1f s; %s",
+			n, kind, rate, took[n/2].Seconds(), took[n*95/100].Seconds(), took[n-1].Seconds(), count(n))
 	}
 	begun := time.Now()
+	c.kubectl("create job all --from=cronjob/scale")
+	for until := begun.Add(time.Hour); c.kubectl("get job all -o jsonpath={.status.succeeded}") != "1"; time.Sleep(time.Second) {
+		if time.Now().After(until) || c.kubectl("get job all -o jsonpath={.status.failed}") != "" {
+			c.explain()
+			t.Fatal(c.kubectl("logs --tail=20 job/all"))
+		}
+	}
+	t.Logf("%d VolumeSnapshots in one run of a schedule: %.0f s; %s", n/5, time.Since(begun).Seconds(), count(n/5))
+	c.kubectl("delete job all --wait")
+
+	begun = time.Now()
 	for _, kind := range []string{"volumesnapshot", "pvc"} {
 		if out, err := c.try("", "kubectl", "delete", kind, "--all", "--wait=false"); err != nil {
 			t.Fatal(out)
@@ -86,7 +112,7 @@ func TestScale(t *testing.T) {
 			time.Sleep(2 * time.Second)
 		}
 	}
-	t.Logf("deleted in %.0f s; %.1f requests for a pair; controller %d MiB", time.Since(begun).Seconds(), float64(len(cloud.Requests()))/float64(n), c.controllerMemory()>>20)
+	t.Logf("%d claims and %d VolumeSnapshots deleted in %.0f s; %s", n, n+n/5, time.Since(begun).Seconds(), count(n))
 	if left := cloud.Counts(); left != "0 shares, 0 snapshots, 0 rules" {
 		t.Errorf("left in Manila: %s", left)
 	}
@@ -117,8 +143,24 @@ func (c *cluster) done(kind string) []string {
 	return names
 }
 
-// listen listens in the network of the cluster, at the address of its node.
-func (c *cluster) listen() net.Listener {
+// writes is how often the API server has been asked to write objects, by kind.
+func (c *cluster) writes() map[string]int {
+	c.Helper()
+	all := map[string]int{}
+	for _, m := range requestTotal.FindAllStringSubmatch(c.kubectl("get --raw /metrics"), -1) {
+		n, err := strconv.ParseFloat(m[2], 64)
+		if err != nil {
+			c.Fatal(err)
+		}
+		all[m[1]] += int(n)
+	}
+	return all
+}
+
+var requestTotal = regexp.MustCompile(`(?m)^apiserver_request_total\{.*,resource="(persistentvolumeclaims|persistentvolumes|volumesnapshots|volumesnapshotcontents|events)",.*,verb="(?:POST|PUT|PATCH|APPLY|DELETE)".*\} (\S+)$`)
+
+// listen listens in the network of the cluster; 10.251.0.2 is its node.
+func (c *cluster) listen(address string) net.Listener {
 	c.Helper()
 	type answer struct {
 		net.Listener
@@ -134,7 +176,7 @@ func (c *cluster) listen() net.Listener {
 			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
 		}
 		if err == nil {
-			a.Listener, err = net.Listen("tcp", "10.251.0.2:0")
+			a.Listener, err = net.Listen("tcp", address)
 		}
 		a.error = err
 		came <- a

@@ -121,7 +121,7 @@ const (
 // has a repository that no other may enter, and returns the location of a user's.
 func (c *cluster) restServer(dir string, users ...string) func(user string) string {
 	c.Helper()
-	l := c.listen() // a port that is free
+	l := c.listen("10.251.0.2:0") // a port that is free
 	address := l.Addr().(*net.TCPAddr).String()
 	l.Close()
 	text := ""
@@ -231,8 +231,8 @@ func TestTenancy(t *testing.T) {
 		{"deleting the other's backup", "", "delete volumesnapshot own -n bank"},
 		{"changing the other's claim", "", "annotate pvc data abaca-csi.github.io/exclude=* -n bank"},
 		{"deleting the other's content", "", "delete volumesnapshotcontent " + content["saved"]},
-		{"a content of one's own", fmt.Sprintf(`{apiVersion: snapshot.storage.k8s.io/v1, kind: VolumeSnapshotContent, metadata: {name: x}, spec: {deletionPolicy: Retain,
-  driver: abaca-csi.github.io, source: {snapshotHandle: "x"}, volumeSnapshotRef: {name: x, namespace: shop}}}`), "create -f -"},
+		{"a content of one's own", `{apiVersion: snapshot.storage.k8s.io/v1, kind: VolumeSnapshotContent, metadata: {name: x}, spec: {deletionPolicy: Retain,
+  driver: abaca-csi.github.io, source: {snapshotHandle: "x"}, volumeSnapshotRef: {name: x, namespace: shop}}}`, "create -f -"},
 		{"a volume of one's own", fmt.Sprintf(`{apiVersion: v1, kind: PersistentVolume, metadata: {name: x}, spec: {capacity: {storage: 1Gi}, accessModes: [ReadWriteMany],
   csi: {driver: abaca-csi.github.io, volumeHandle: %q}}}`, handle), "create -f -"},
 		{"a class of snapshots", `{apiVersion: snapshot.storage.k8s.io/v1, kind: VolumeSnapshotClass, metadata: {name: x}, driver: abaca-csi.github.io, deletionPolicy: Delete,

@@ -15,6 +15,7 @@ import (
 
 // use is how a request wants a volume on the node.
 type use struct {
+	id       string
 	volume   Volume
 	readOnly bool
 	flags    []string
@@ -41,7 +42,7 @@ func readUse(id string, vc *csi.VolumeCapability, readOnly bool) (use, error) {
 	if v.Referring() && !reads(vc) {
 		return use{}, fmt.Errorf("%s refers to a snapshot and can only be read; ask for an access mode that only reads: %w", v, backend.ErrUnsupported)
 	}
-	return use{volume: v, readOnly: readOnly || v.Referring() || reads(vc),
+	return use{id: id, volume: v, readOnly: readOnly || v.Referring() || reads(vc),
 		flags: vc.GetMount().GetMountFlags(), mode: vc.GetAccessMode().GetMode()}, nil
 }
 
@@ -70,21 +71,28 @@ func (d *Driver) NodeStageVolume(ctx context.Context, req *csi.NodeStageVolumeRe
 	if err != nil {
 		return nil, err
 	}
-	path := req.GetStagingTargetPath()
-	st, err := d.stagedAt(req.GetVolumeId(), path)
+	if err := d.stage(ctx, u, req.GetStagingTargetPath(), req.GetPublishContext()); err != nil {
+		return nil, err
+	}
+	return &csi.NodeStageVolumeResponse{}, nil
+}
+
+// stage mounts a volume at its staging path. A mount that is dead is replaced.
+func (d *Driver) stage(ctx context.Context, u use, path string, published map[string]string) error {
+	st, err := d.stagedAt(u.id, path)
 	if err != nil || d.Mounts.Prove(ctx, path, st.Source, false) != nil {
-		st = staged{Volume: req.GetVolumeId(), Path: path}
-		if st.Source, err = d.source(ctx, u, req.GetPublishContext()); err != nil {
-			return nil, err
+		st = staged{Volume: u.id, Path: path}
+		if st.Source, err = d.source(ctx, u, published); err != nil {
+			return err
 		}
 		if err := record.Write(d.stagedFile(st.Volume, path), st, true); err != nil {
-			return nil, fmt.Errorf("record that volume %s is staged: %w", u.volume, err)
+			return fmt.Errorf("record that volume %s is staged: %w", u.volume, err)
 		}
 	}
 	if err := d.Mounts.Mount(ctx, st.Source, path, u.readOnly, u.flags); err != nil {
-		return nil, fmt.Errorf("stage volume %s: %w", u.volume, err)
+		return fmt.Errorf("stage volume %s: %w", u.volume, err)
 	}
-	return &csi.NodeStageVolumeResponse{}, nil
+	return nil
 }
 
 // NodeUnstageVolume takes the node's mount off.
@@ -129,8 +137,14 @@ func (d *Driver) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolu
 		return nil, err
 	}
 	// The right volume must be staged there, and be as safe as this one.
-	stagedReadOnly := u.volume.Referring() || reads(req.GetVolumeCapability())
-	err = d.Mounts.Prove(ctx, staging, st.Source, stagedReadOnly)
+	stagedUse := u
+	stagedUse.readOnly = u.volume.Referring() || reads(req.GetVolumeCapability())
+	err = d.Mounts.Prove(ctx, staging, st.Source, stagedUse.readOnly)
+	if errors.Is(err, mount.ErrCorrupted) || errors.Is(err, mount.ErrNotMounted) {
+		// What served it has ended, as ceph-fuse does with the node plugin's pod. While
+		// another workload has the volume, the orchestrator does not stage it again.
+		err = d.stage(ctx, stagedUse, staging, req.GetPublishContext())
+	}
 	if errors.Is(err, mount.ErrOther) || errors.Is(err, mount.ErrWritable) {
 		return nil, fmt.Errorf("volume %s is not staged at %s: %w: %s", u.volume, staging, mount.ErrNotMounted, err)
 	}

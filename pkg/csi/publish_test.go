@@ -231,3 +231,62 @@ func TestNodeAlone(t *testing.T) {
 	_, err = node.NodeGetVolumeStats(ctx, &csi.NodeGetVolumeStatsRequest{VolumeId: v.GetVolumeId(), VolumePath: target})
 	check(err, codes.NotFound)
 }
+
+// dying is a node's mounts, of which one is dead until it is mounted again.
+type dying struct {
+	mount.Interface
+	path   string
+	mounts int
+}
+
+func (d *dying) Prove(ctx context.Context, dir string, src mount.Source, readOnly bool) error {
+	if dir == d.path {
+		return mount.ErrCorrupted
+	}
+	return d.Interface.Prove(ctx, dir, src, readOnly)
+}
+
+func (d *dying) Mount(ctx context.Context, src mount.Source, dir string, readOnly bool, flags []string) error {
+	if dir == d.path {
+		d.path = ""
+		d.mounts++
+	}
+	return d.Interface.Mount(ctx, src, dir, readOnly, flags)
+}
+
+// TestDeadStage: a volume whose mount on the node has died is mounted again for the
+// next workload, read-only if it was, as Kubernetes does not stage it anew while
+// another one has it.
+func TestDeadStage(t *testing.T) {
+	f, ctx := newFixture(t), context.Background()
+	for name, mode := range map[string]csi.VolumeCapability_AccessMode_Mode{"written": writer, "read": reader} {
+		v := f.volume(create(name, writer, nil))
+		resp, err := f.ControllerPublishVolume(ctx, &csi.ControllerPublishVolumeRequest{VolumeId: v.GetVolumeId(), NodeId: "here,", VolumeCapability: cap1(mode)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		mounts := &dying{Interface: mount.New()}
+		node := &Driver{Node: true, NodeID: "here", Mounts: mounts, StagedDir: filepath.Join(f.dir, "staged"), Now: time.Now}
+		staging, target := filepath.Join(f.dir, "staging-"+name), filepath.Join(f.dir, "target-"+name)
+		if _, err := node.NodeStageVolume(ctx, &csi.NodeStageVolumeRequest{VolumeId: v.GetVolumeId(), StagingTargetPath: staging,
+			VolumeCapability: cap1(mode), PublishContext: resp.GetPublishContext()}); err != nil {
+			t.Fatal(err)
+		}
+		mounts.path = staging
+		if _, err := node.NodePublishVolume(ctx, &csi.NodePublishVolumeRequest{VolumeId: v.GetVolumeId(), StagingTargetPath: staging,
+			TargetPath: target, VolumeCapability: cap1(mode), PublishContext: resp.GetPublishContext()}); err != nil {
+			t.Error(err)
+		}
+		if mounts.mounts != 1 {
+			t.Errorf("%s: mounted again %d times", name, mounts.mounts)
+		}
+		if err := os.WriteFile(filepath.Join(target, "file"), nil, 0o644); (err == nil) != (mode == writer) {
+			t.Errorf("%s: to write into it: %v", name, err)
+		}
+		for _, dir := range []string{target, staging} {
+			if err := mounts.Unmount(ctx, dir); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
