@@ -111,12 +111,20 @@ func (c *cluster) explain() {
 	}
 }
 
-// job runs a CronJob now, and returns what it logs.
-func (c *cluster) job(cronJob, name string) string {
+// job runs a CronJob now, and returns what it logs. More of kubectl's flags say where
+// it is, and who runs it.
+func (c *cluster) job(cronJob, name string, flags ...string) string {
 	c.Helper()
-	c.kubectl("create job " + name + " --from=cronjob/" + cronJob)
-	c.await("Complete", "get job "+name+" -o jsonpath={.status.conditions[?(@.type==\"Complete\")].type}")
-	return c.kubectl("logs job/" + name)
+	c.kubectl("create job " + name + " --from=cronjob/" + cronJob + " " + strings.Join(flags, " "))
+	return c.finished(name, flags...)
+}
+
+// finished waits until a Job is complete, and returns what it logs.
+func (c *cluster) finished(job string, flags ...string) string {
+	c.Helper()
+	in := " " + strings.Join(flags, " ")
+	c.await("Complete", "get job "+job+" -o jsonpath={.status.conditions[?(@.type==\"Complete\")].type}"+in)
+	return c.kubectl("logs job/" + job + in)
 }
 
 const ready = " -o jsonpath={.status.readyToUse}"
@@ -205,6 +213,12 @@ func (c *cluster) data(path ...string) string {
 // directory of the node. Values take the place of its own.
 func (c *cluster) install(more map[string]any) {
 	c.Helper()
+	c.chart(filepath.Join(root, "deploy/charts/abaca"), more)
+}
+
+// chart installs another state of the chart, or upgrades to it.
+func (c *cluster) chart(dir string, more map[string]any) {
+	c.Helper()
 	data := c.data()
 	all := map[string]any{
 		"image":          map[string]any{"repository": "abaca", "tag": "e2e"},
@@ -222,7 +236,7 @@ func (c *cluster) install(more map[string]any) {
 		c.Fatal(err)
 	}
 	c.secret("offsite", "RESTIC_PASSWORD=horse", "RESTIC_REPOSITORY="+c.data("offsite"))
-	c.run("helm", "upgrade", "--install", "abaca", filepath.Join(root, "deploy/charts/abaca"), "--namespace", namespace, "--values", file)
+	c.run("helm", "upgrade", "--install", "abaca", dir, "--namespace", namespace, "--values", file)
 	c.rolledOut()
 }
 

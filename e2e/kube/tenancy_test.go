@@ -37,10 +37,14 @@ func (c *cluster) tenant(namespace string) tenant {
 	return tenant{c, namespace}
 }
 
+// as is kubectl's flags for the user and the namespace.
+func (t tenant) as() string {
+	return "--as=system:serviceaccount:" + t.namespace + ":user -n " + t.namespace
+}
+
 // try runs kubectl as the user, in the namespace unless told otherwise.
 func (t tenant) try(stdin, args string) (string, error) {
-	all := append([]string{"--as=system:serviceaccount:" + t.namespace + ":user", "-n", t.namespace}, strings.Fields(args)...)
-	return t.cluster.try(stdin, "kubectl", all...)
+	return t.cluster.try(stdin, "kubectl", strings.Fields(t.as()+" "+args)...)
 }
 
 func (t tenant) kubectl(args string) string {
@@ -55,7 +59,7 @@ func (t tenant) kubectl(args string) string {
 // exec runs a script in a pod.
 func (t tenant) exec(pod, script string) string {
 	t.Helper()
-	return t.run("kubectl", "--as=system:serviceaccount:"+t.namespace+":user", "-n", t.namespace, "exec", pod, "--", "sh", "-c", script)
+	return t.run("kubectl", append(strings.Fields(t.as()), "exec", pod, "--", "sh", "-c", script)...)
 }
 
 func (t tenant) apply(manifest string) {
@@ -348,9 +352,7 @@ func TestTenancy(t *testing.T) {
 			shop.apply(strings.ReplaceAll(doc, "ghcr.io/abaca-csi/abaca:dev", "abaca:e2e"))
 		}
 	}
-	shop.kubectl("create job maintained --from=cronjob/maintain")
-	shop.await("Complete", `get job maintained -o jsonpath={.status.conditions[?(@.type=="Complete")].type}`)
-	if out := shop.kubectl("logs job/maintained"); !strings.Contains(out, "prune") {
+	if out := shop.job("maintain", "maintained"); !strings.Contains(out, "prune") {
 		t.Errorf("maintenance says %s", out)
 	}
 
