@@ -185,14 +185,22 @@ func TestEvents(t *testing.T) {
 	c.run("helm", "uninstall", "abaca", "--namespace", namespace, "--wait")
 }
 
+// asked is what each controller answers at a path of its HTTP endpoint.
+func (c *cluster) asked(path string) (answers []string) {
+	c.Helper()
+	for _, pod := range strings.Fields(c.kubectl("get pods -o jsonpath={.items[*].metadata.name} -l app.kubernetes.io/component=controller -n " + namespace)) {
+		out, _ := c.try("", "kubectl", "get", "--raw", "/api/v1/namespaces/"+namespace+"/pods/"+pod+":29681/proxy/"+path)
+		answers = append(answers, out)
+	}
+	return answers
+}
+
 // progress waits until a controller's /status says how far a mover is.
 func (c *cluster) progress(snapshot string) {
 	c.Helper()
 	name := "snapshot-" + c.kubectl("get volumesnapshot "+snapshot+" -o jsonpath={.metadata.uid}")
-	pods := strings.Fields(c.kubectl("get pods -o jsonpath={.items[*].metadata.name} -l app.kubernetes.io/component=controller -n " + namespace))
 	for began := time.Now(); time.Since(began) < time.Minute; time.Sleep(time.Second) {
-		for _, pod := range pods {
-			out, _ := c.try("", "kubectl", "get", "--raw", "/api/v1/namespaces/"+namespace+"/pods/"+pod+":29681/proxy/status")
+		for _, out := range c.asked("status") {
 			var status struct {
 				Movers []struct {
 					Name     string

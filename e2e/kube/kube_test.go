@@ -1,5 +1,5 @@
 // Package kube installs the chart into a real Kubernetes and runs the examples
-// there, as their readers would: `make e2e-kube`.
+// there, as their readers would: `make e2e`.
 package kube
 
 import (
@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/abaca-csi/abaca/test/servers"
 )
 
 const (
@@ -20,6 +22,9 @@ const (
 	node      = "abaca-kube"
 	root      = "../.."
 )
+
+// network is where a server is started that pods shall reach: the node's address.
+var network = servers.Place{Address: "10.251.0.2", Network: "/run/netns/" + node}
 
 // cluster is one that e2e/kube/up has started.
 type cluster struct {
@@ -31,7 +36,7 @@ func start(t *testing.T) *cluster {
 	t.Helper()
 	dir := os.Getenv("ABACA_KUBE")
 	if dir == "" {
-		t.Skip("needs a cluster: make e2e-kube starts one")
+		t.Skip("needs a cluster: make e2e starts one")
 	}
 	c := &cluster{t, dir}
 	t.Setenv("KUBECONFIG", filepath.Join(dir, "cluster", "kubeconfig"))
@@ -106,12 +111,20 @@ func (c *cluster) explain() {
 	}
 }
 
-// job runs a CronJob now, and returns what it logs.
-func (c *cluster) job(cronJob, name string) string {
+// job runs a CronJob now, and returns what it logs. More of kubectl's flags say where
+// it is, and who runs it.
+func (c *cluster) job(cronJob, name string, flags ...string) string {
 	c.Helper()
-	c.kubectl("create job " + name + " --from=cronjob/" + cronJob)
-	c.await("Complete", "get job "+name+" -o jsonpath={.status.conditions[?(@.type==\"Complete\")].type}")
-	return c.kubectl("logs job/" + name)
+	c.kubectl("create job " + name + " --from=cronjob/" + cronJob + " " + strings.Join(flags, " "))
+	return c.finished(name, flags...)
+}
+
+// finished waits until a Job is complete, and returns what it logs.
+func (c *cluster) finished(job string, flags ...string) string {
+	c.Helper()
+	in := " " + strings.Join(flags, " ")
+	c.await("Complete", "get job "+job+" -o jsonpath={.status.conditions[?(@.type==\"Complete\")].type}"+in)
+	return c.kubectl("logs job/" + job + in)
 }
 
 const ready = " -o jsonpath={.status.readyToUse}"
@@ -200,6 +213,12 @@ func (c *cluster) data(path ...string) string {
 // directory of the node. Values take the place of its own.
 func (c *cluster) install(more map[string]any) {
 	c.Helper()
+	c.chart(filepath.Join(root, "deploy/charts/abaca"), more)
+}
+
+// chart installs another state of the chart, or upgrades to it.
+func (c *cluster) chart(dir string, more map[string]any) {
+	c.Helper()
 	data := c.data()
 	all := map[string]any{
 		"image":          map[string]any{"repository": "abaca", "tag": "e2e"},
@@ -217,7 +236,7 @@ func (c *cluster) install(more map[string]any) {
 		c.Fatal(err)
 	}
 	c.secret("offsite", "RESTIC_PASSWORD=horse", "RESTIC_REPOSITORY="+c.data("offsite"))
-	c.run("helm", "upgrade", "--install", "abaca", filepath.Join(root, "deploy/charts/abaca"), "--namespace", namespace, "--values", file)
+	c.run("helm", "upgrade", "--install", "abaca", dir, "--namespace", namespace, "--values", file)
 	c.rolledOut()
 }
 

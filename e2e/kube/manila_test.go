@@ -16,6 +16,7 @@ import (
 	"github.com/gophercloud/gophercloud/v2/openstack/config/clouds"
 
 	"github.com/abaca-csi/abaca/test/cloud"
+	"github.com/abaca-csi/abaca/test/servers"
 )
 
 // TestManila: all that a user does, on a real Manila with CephFS, whose default
@@ -210,12 +211,16 @@ func (c *cluster) reach(file, name string) {
 		c.Fatalf("%s is not on this machine, and the cluster has no way out", at)
 	}
 	// Also what Ceph's daemons listen on, which changes with each start.
-	ports := regexp.MustCompile(regexp.QuoteMeta(ip.String())+`:\d+`).FindAllString(c.run("ss", "-Hltn", "src", ip.String()), -1)
-	if !slices.Contains(ports, at.Host) {
+	addresses := regexp.MustCompile(regexp.QuoteMeta(ip.String())+`:\d+`).FindAllString(c.run("ss", "-Hltn", "src", ip.String()), -1)
+	if !slices.Contains(addresses, at.Host) {
 		c.Fatalf("nobody listens at %s: make manila-up", at)
 	}
-	for _, address := range ports {
-		l := c.listen(address)
+	there := servers.Place{Address: ip.String(), Network: network.Network}
+	for _, address := range addresses {
+		l, err := there.Listen(address[strings.LastIndex(address, ":")+1:])
+		if err != nil {
+			c.Fatal(err)
+		}
 		c.Cleanup(func() { l.Close() })
 		go func() {
 			for {

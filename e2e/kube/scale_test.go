@@ -5,18 +5,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"net"
 	"os"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/abaca-csi/abaca/test/fakemanila"
 )
@@ -31,7 +27,11 @@ func TestScale(t *testing.T) {
 	if n == 0 {
 		t.Skip("measures: ABACA_KUBE_SCALE=1000 says how many")
 	}
-	cloud := fakemanila.New(fakemanila.Options{Gigabytes: 1 << 20, Listener: c.listen("10.251.0.2:0"), Delay: func() time.Duration { return 2 * time.Second }})
+	listener, err := network.Listen("0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cloud := fakemanila.New(fakemanila.Options{Gigabytes: 1 << 20, Listener: listener, Delay: func() time.Duration { return 2 * time.Second }})
 	t.Cleanup(cloud.Close)
 	c.secret("clouds", "clouds.yaml="+cloud.Clouds())
 	c.install(map[string]any{
@@ -158,35 +158,6 @@ func (c *cluster) writes() map[string]int {
 }
 
 var requestTotal = regexp.MustCompile(`(?m)^apiserver_request_total\{.*,resource="(persistentvolumeclaims|persistentvolumes|volumesnapshots|volumesnapshotcontents|events)",.*,verb="(?:POST|PUT|PATCH|APPLY|DELETE)".*\} (\S+)$`)
-
-// listen listens in the network of the cluster; 10.251.0.2 is its node.
-func (c *cluster) listen(address string) net.Listener {
-	c.Helper()
-	type answer struct {
-		net.Listener
-		error
-	}
-	came := make(chan answer)
-	go func() {
-		runtime.LockOSThread() // for good: the thread ends with this goroutine
-		var a answer
-		ns, err := os.Open("/run/netns/" + node)
-		if err == nil {
-			defer ns.Close()
-			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
-		}
-		if err == nil {
-			a.Listener, err = net.Listen("tcp", address)
-		}
-		a.error = err
-		came <- a
-	}()
-	a := <-came
-	if a.error != nil {
-		c.Fatal(a.error)
-	}
-	return a.Listener
-}
 
 // controllerMemory is what the controller's process has to itself, in bytes.
 func (c *cluster) controllerMemory() (size int64) {

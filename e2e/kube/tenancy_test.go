@@ -1,15 +1,10 @@
 package kube
 
 import (
-	"crypto/sha1"
-	"encoding/base64"
 	"fmt"
-	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -42,10 +37,14 @@ func (c *cluster) tenant(namespace string) tenant {
 	return tenant{c, namespace}
 }
 
+// as is kubectl's flags for the user and the namespace.
+func (t tenant) as() string {
+	return "--as=system:serviceaccount:" + t.namespace + ":user -n " + t.namespace
+}
+
 // try runs kubectl as the user, in the namespace unless told otherwise.
 func (t tenant) try(stdin, args string) (string, error) {
-	all := append([]string{"--as=system:serviceaccount:" + t.namespace + ":user", "-n", t.namespace}, strings.Fields(args)...)
-	return t.cluster.try(stdin, "kubectl", all...)
+	return t.cluster.try(stdin, "kubectl", strings.Fields(t.as()+" "+args)...)
 }
 
 func (t tenant) kubectl(args string) string {
@@ -60,7 +59,7 @@ func (t tenant) kubectl(args string) string {
 // exec runs a script in a pod.
 func (t tenant) exec(pod, script string) string {
 	t.Helper()
-	return t.run("kubectl", "--as=system:serviceaccount:"+t.namespace+":user", "-n", t.namespace, "exec", pod, "--", "sh", "-c", script)
+	return t.run("kubectl", append(strings.Fields(t.as()), "exec", pod, "--", "sh", "-c", script)...)
 }
 
 func (t tenant) apply(manifest string) {
@@ -117,36 +116,6 @@ const (
 	snapshotClass = "volumeSnapshotClassName: abaca-snapshot"
 )
 
-// restServer starts a REST server in the cluster's network, where each of the users
-// has a repository that no other may enter, and returns the location of a user's.
-func (c *cluster) restServer(dir string, users ...string) func(user string) string {
-	c.Helper()
-	l := c.listen("10.251.0.2:0") // a port that is free
-	address := l.Addr().(*net.TCPAddr).String()
-	l.Close()
-	text := ""
-	for _, u := range users {
-		sum := sha1.Sum([]byte("of-" + u)) // a form of htpasswd
-		text += u + ":{SHA}" + base64.StdEncoding.EncodeToString(sum[:]) + "\n"
-	}
-	htpasswd := filepath.Join(c.TempDir(), "htpasswd")
-	if err := os.WriteFile(htpasswd, []byte(text), 0o600); err != nil {
-		c.Fatal(err)
-	}
-	program, err := filepath.Abs(root + "/bin/rest-server")
-	if err != nil {
-		c.Fatal(err)
-	}
-	cmd := exec.Command("nsenter", "--net=/run/netns/"+node, "--", program, "--listen", address, "--htpasswd-file", htpasswd,
-		"--private-repos", "--path", dir)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		c.Fatalf("%v: run `make bin/servers`", err)
-	}
-	c.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	return func(user string) string { return "rest:http://" + address + "/" + user + "/" }
-}
-
 // moved waits until no object of a mover is left, and no copy of a Secret.
 func (c *cluster) moved() {
 	c.Helper()
@@ -172,7 +141,8 @@ func TestTenancy(t *testing.T) {
 		_, _ = c.try("", "kubectl", "delete", "namespace", "bank", "shop", "--ignore-not-found", "--wait=false")
 	})
 	dir := t.TempDir()
-	at := c.restServer(dir, "bank", "shop")
+	server := network.REST(t, root+"/bin", dir, "bank", "shop")
+	at := func(user string) string { return server.Env["RESTIC_REPOSITORY"] + user + "/" }
 	c.install(map[string]any{"repositoryNamespaces": []string{"bank", "shop"}})
 
 	// The victim has everything: a share, a snapshot, a backup in the administrator's
@@ -382,9 +352,7 @@ func TestTenancy(t *testing.T) {
 			shop.apply(strings.ReplaceAll(doc, "ghcr.io/abaca-csi/abaca:dev", "abaca:e2e"))
 		}
 	}
-	shop.kubectl("create job maintained --from=cronjob/maintain")
-	shop.await("Complete", `get job maintained -o jsonpath={.status.conditions[?(@.type=="Complete")].type}`)
-	if out := shop.kubectl("logs job/maintained"); !strings.Contains(out, "prune") {
+	if out := shop.job("maintain", "maintained"); !strings.Contains(out, "prune") {
 		t.Errorf("maintenance says %s", out)
 	}
 
