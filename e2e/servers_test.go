@@ -21,14 +21,15 @@ import (
 // in the directory of that name.
 func (s *site) serve(kind string) *servers.Server {
 	s.t.Helper()
-	start, dir := servers.REST, s.path("offsite")
+	var server *servers.Server
 	if kind == "S3" {
-		start, dir = servers.S3, s.path("buckets")
 		if err := os.Symlink(s.path("buckets", "backups"), s.path("offsite")); err != nil {
 			s.t.Fatal(err)
 		}
+		server = servers.Loopback.S3(s.t, "../bin", s.path("buckets"))
+	} else {
+		server = servers.Loopback.REST(s.t, "../bin", s.path("offsite"))
 	}
-	server := start(s.t, "../bin", dir)
 	server.Folder(s.path("repositories", "offsite"), "correct horse")
 	return server
 }

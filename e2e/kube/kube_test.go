@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/abaca-csi/abaca/test/servers"
 )
 
 const (
@@ -20,6 +22,9 @@ const (
 	node      = "abaca-kube"
 	root      = "../.."
 )
+
+// network is where a server is started that pods shall reach: the node's address.
+var network = servers.Place{Address: "10.251.0.2", Network: "/run/netns/" + node}
 
 // cluster is one that e2e/kube/up has started.
 type cluster struct {

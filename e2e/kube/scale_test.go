@@ -4,17 +4,13 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/abaca-csi/abaca/test/fakemanila"
 )
@@ -28,7 +24,11 @@ func TestScale(t *testing.T) {
 	if n == 0 {
 		t.Skip("measures: ABACA_KUBE_SCALE=1000 says how many")
 	}
-	cloud := fakemanila.New(fakemanila.Options{Gigabytes: 1 << 20, Listener: c.listen(), Delay: func() time.Duration { return 2 * time.Second }})
+	listener, err := network.Listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cloud := fakemanila.New(fakemanila.Options{Gigabytes: 1 << 20, Listener: listener, Delay: func() time.Duration { return 2 * time.Second }})
 	t.Cleanup(cloud.Close)
 	c.secret("clouds", "clouds.yaml="+cloud.Clouds())
 	c.install(map[string]any{"backends": []any{map[string]any{"name": "manila", "manila": map[string]any{"cloud": "fake", "cloudsSecret": "clouds", "instance": "scale"}}}})
@@ -115,35 +115,6 @@ func (c *cluster) done(kind string) []string {
 		}
 	}
 	return names
-}
-
-// listen listens in the network of the cluster, at the address of its node.
-func (c *cluster) listen() net.Listener {
-	c.Helper()
-	type answer struct {
-		net.Listener
-		error
-	}
-	came := make(chan answer)
-	go func() {
-		runtime.LockOSThread() // for good: the thread ends with this goroutine
-		var a answer
-		ns, err := os.Open("/run/netns/" + node)
-		if err == nil {
-			defer ns.Close()
-			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
-		}
-		if err == nil {
-			a.Listener, err = net.Listen("tcp", "10.251.0.2:0")
-		}
-		a.error = err
-		came <- a
-	}()
-	a := <-came
-	if a.error != nil {
-		c.Fatal(a.error)
-	}
-	return a.Listener
 }
 
 // controllerMemory is what the controller's process has to itself, in bytes.

@@ -1,15 +1,10 @@
 package kube
 
 import (
-	"crypto/sha1"
-	"encoding/base64"
 	"fmt"
-	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -117,36 +112,6 @@ const (
 	snapshotClass = "volumeSnapshotClassName: abaca-snapshot"
 )
 
-// restServer starts a REST server in the cluster's network, where each of the users
-// has a repository that no other may enter, and returns the location of a user's.
-func (c *cluster) restServer(dir string, users ...string) func(user string) string {
-	c.Helper()
-	l := c.listen() // a port that is free
-	address := l.Addr().(*net.TCPAddr).String()
-	l.Close()
-	text := ""
-	for _, u := range users {
-		sum := sha1.Sum([]byte("of-" + u)) // a form of htpasswd
-		text += u + ":{SHA}" + base64.StdEncoding.EncodeToString(sum[:]) + "\n"
-	}
-	htpasswd := filepath.Join(c.TempDir(), "htpasswd")
-	if err := os.WriteFile(htpasswd, []byte(text), 0o600); err != nil {
-		c.Fatal(err)
-	}
-	program, err := filepath.Abs(root + "/bin/rest-server")
-	if err != nil {
-		c.Fatal(err)
-	}
-	cmd := exec.Command("nsenter", "--net=/run/netns/"+node, "--", program, "--listen", address, "--htpasswd-file", htpasswd,
-		"--private-repos", "--path", dir)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		c.Fatalf("%v: run `make bin/servers`", err)
-	}
-	c.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	return func(user string) string { return "rest:http://" + address + "/" + user + "/" }
-}
-
 // moved waits until no object of a mover is left, and no copy of a Secret.
 func (c *cluster) moved() {
 	c.Helper()
@@ -172,7 +137,8 @@ func TestTenancy(t *testing.T) {
 		_, _ = c.try("", "kubectl", "delete", "namespace", "bank", "shop", "--ignore-not-found", "--wait=false")
 	})
 	dir := t.TempDir()
-	at := c.restServer(dir, "bank", "shop")
+	server := network.REST(t, root+"/bin", dir, "bank", "shop")
+	at := func(user string) string { return server.Env["RESTIC_REPOSITORY"] + user + "/" }
 	c.install(map[string]any{"repositoryNamespaces": []string{"bank", "shop"}})
 
 	// The victim has everything: a share, a snapshot, a backup in the administrator's

@@ -1,6 +1,6 @@
 // Package servers runs the servers that restic keeps repositories on, on this
-// machine's loopback: a REST server (restic/rest-server) and one that speaks S3
-// (versitygw). Their programs are made by `make bin/servers`.
+// machine: a REST server (restic/rest-server) and one that speaks S3 (versitygw).
+// Their programs are made by `make bin/servers`.
 package servers
 
 import (
@@ -10,10 +10,51 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
+
+// A Place is where servers listen.
+type Place struct {
+	Address string // an IP address
+	Network string // the file of a network namespace; "" is that of the tests
+}
+
+// Loopback is what the programs of this machine reach.
+var Loopback = Place{Address: "127.0.0.1"}
+
+// Listen listens there, on a port that is free.
+func (p Place) Listen() (l net.Listener, err error) {
+	return l, p.inside(func() (err error) {
+		l, err = net.Listen("tcp", net.JoinHostPort(p.Address, "0"))
+		return err
+	})
+}
+
+// inside does something in the network of the place.
+func (p Place) inside(do func() error) error {
+	if p.Network == "" {
+		return do()
+	}
+	came := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for good: the thread ends with this goroutine
+		ns, err := os.Open(p.Network)
+		if err == nil {
+			defer ns.Close()
+			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
+		}
+		if err == nil {
+			err = do()
+		}
+		came <- err
+	}()
+	return <-came
+}
 
 // A Server keeps what it is given in a directory. It can be stopped and started
 // again, and ends with its test.
@@ -25,9 +66,10 @@ type Server struct {
 	Flags []string
 
 	t       testing.TB
-	dir     string
-	address string
-	args    []string
+	place   Place
+	address string   // with the port
+	bin     string   // the directory of the programs
+	args    []string // the program, and its arguments
 	cmd     *exec.Cmd
 	log     string // a file
 }
@@ -35,45 +77,58 @@ type Server struct {
 // who is let in.
 const user, password = "abaca", "an-access-key-of-tests"
 
-// REST starts a rest-server, with one repository at its top.
-func REST(t testing.TB, bin, dir string) *Server {
+// REST starts a rest-server, with one repository at its top. With users, each has
+// one of that name there, which no other may enter; the password is "of-" and the
+// name, and Env has the top alone.
+func (p Place) REST(t testing.TB, bin, dir string, users ...string) *Server {
 	t.Helper()
-	s := prepare(t, dir)
-	sum := sha1.Sum([]byte(password)) // a form of htpasswd
-	users := filepath.Join(t.TempDir(), "htpasswd")
-	if err := os.WriteFile(users, []byte(user+":{SHA}"+base64.StdEncoding.EncodeToString(sum[:])+"\n"), 0o600); err != nil {
+	s := p.prepare(t, bin, dir)
+	s.Env = map[string]string{"RESTIC_REPOSITORY": "rest:http://" + s.address + "/"}
+	passwords, more := map[string]string{}, []string{"--private-repos"}
+	for _, u := range users {
+		passwords[u] = "of-" + u
+	}
+	if len(users) == 0 {
+		passwords[user], more = password, nil
+		s.Env["RESTIC_REST_USERNAME"], s.Env["RESTIC_REST_PASSWORD"] = user, password
+	}
+	text := ""
+	for u, secret := range passwords {
+		sum := sha1.Sum([]byte(secret)) // a form of htpasswd
+		text += u + ":{SHA}" + base64.StdEncoding.EncodeToString(sum[:]) + "\n"
+	}
+	htpasswd := filepath.Join(t.TempDir(), "htpasswd")
+	if err := os.WriteFile(htpasswd, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s.args = []string{filepath.Join(bin, "rest-server"), "--listen", s.address, "--htpasswd-file", users, "--path", dir}
-	s.Env = map[string]string{"RESTIC_REPOSITORY": "rest:http://" + s.address + "/",
-		"RESTIC_REST_USERNAME": user, "RESTIC_REST_PASSWORD": password}
+	s.args = append([]string{"rest-server", "--listen", s.address, "--htpasswd-file", htpasswd, "--path", dir}, more...)
 	s.Start()
 	return s
 }
 
 // S3 starts a versitygw; the repository is in the bucket "backups".
-func S3(t testing.TB, bin, dir string) *Server {
+func (p Place) S3(t testing.TB, bin, dir string) *Server {
 	t.Helper()
-	s := prepare(t, dir)
-	s.args = []string{filepath.Join(bin, "versitygw"), "--port", s.address, "--access", user, "--secret", password, "--quiet", "posix", dir}
+	s := p.prepare(t, bin, dir)
+	s.args = []string{"versitygw", "--port", s.address, "--access", user, "--secret", password, "--quiet", "posix", dir}
 	s.Env = map[string]string{"RESTIC_REPOSITORY": "s3:http://" + s.address + "/backups",
 		"AWS_ACCESS_KEY_ID": user, "AWS_SECRET_ACCESS_KEY": password, "AWS_DEFAULT_REGION": "us-east-1"}
 	s.Start()
 	return s
 }
 
-func prepare(t testing.TB, dir string) *Server {
+func (p Place) prepare(t testing.TB, bin, dir string) *Server {
 	t.Helper()
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	// The port is free now, and nobody else on a machine of tests wants this one.
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := p.Listen()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	s := &Server{t: t, dir: dir, address: l.Addr().String(), log: filepath.Join(t.TempDir(), "log")}
+	s := &Server{t: t, place: p, address: l.Addr().String(), bin: bin, log: filepath.Join(t.TempDir(), "log")}
 	t.Cleanup(func() {
 		s.Stop()
 		if t.Failed() {
@@ -86,7 +141,11 @@ func prepare(t testing.TB, dir string) *Server {
 // Start starts a server that does not run, and waits until it listens.
 func (s *Server) Start() {
 	s.t.Helper()
-	s.cmd = exec.Command(s.args[0], append(s.Flags, s.args[1:]...)...)
+	args := append([]string{filepath.Join(s.bin, s.args[0])}, append(s.Flags, s.args[1:]...)...)
+	if s.place.Network != "" {
+		args = append([]string{"nsenter", "--net=" + s.place.Network, "--"}, args...) // becomes the program
+	}
+	s.cmd = exec.Command(args[0], args[1:]...)
 	log, err := os.OpenFile(s.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		s.t.Fatal(err)
@@ -98,8 +157,13 @@ func (s *Server) Start() {
 		s.t.Fatalf("%v: run `make bin/servers`", err)
 	}
 	for range 200 {
-		if conn, err := net.Dial("tcp", s.address); err == nil {
-			conn.Close()
+		if s.place.inside(func() error {
+			conn, err := net.Dial("tcp", s.address)
+			if err == nil {
+				conn.Close()
+			}
+			return err
+		}) == nil {
 			return
 		}
 		time.Sleep(50 * time.Millisecond)
