@@ -90,8 +90,13 @@ func (c *cluster) apply(example string) {
 // await waits until kubectl prints what is wanted.
 func (c *cluster) await(want, args string) {
 	c.Helper()
+	c.awaitFor(2*time.Minute, want, args)
+}
+
+func (c *cluster) awaitFor(long time.Duration, want, args string) {
+	c.Helper()
 	var out string
-	for until := time.Now().Add(2 * time.Minute); time.Now().Before(until); time.Sleep(500 * time.Millisecond) {
+	for until := time.Now().Add(long); time.Now().Before(until); time.Sleep(500 * time.Millisecond) {
 		if out, _ = c.try("", "kubectl", strings.Fields(args)...); out == want {
 			return
 		}
@@ -235,6 +240,16 @@ func (c *cluster) movers(more map[string]any) map[string]any {
 	}
 	maps.Copy(values, more)
 	return values
+}
+
+// repository makes the Secret of a repository on a server.
+func (c *cluster) repository(name string, server *servers.Server) {
+	c.Helper()
+	entries := []string{"RESTIC_PASSWORD=horse"}
+	for key, value := range server.Env {
+		entries = append(entries, key+"="+value)
+	}
+	c.secret(name, entries...)
 }
 
 // secret makes a Secret of the driver's namespace anew.
