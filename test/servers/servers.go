@@ -40,20 +40,28 @@ func (p Place) inside(do func() error) error {
 	if p.Network == "" {
 		return do()
 	}
-	came := make(chan error)
-	go func() {
-		runtime.LockOSThread() // for good: the thread ends with this goroutine
-		ns, err := os.Open(p.Network)
-		if err == nil {
-			defer ns.Close()
-			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
-		}
-		if err == nil {
-			err = do()
-		}
-		came <- err
-	}()
-	return <-came
+	// The thread must not end, as one would whose goroutine does not unlock it: it may
+	// have started servers, which would be killed (PR_SET_PDEATHSIG).
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return err
+	}
+	defer home.Close()
+	there, err := os.Open(p.Network)
+	if err != nil {
+		return err
+	}
+	defer there.Close()
+	if err := unix.Setns(int(there.Fd()), unix.CLONE_NEWNET); err != nil {
+		return err
+	}
+	err = do()
+	if err := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); err != nil {
+		panic(err) // all that follows would be in the wrong network
+	}
+	return err
 }
 
 // A Server keeps what it is given in a directory. It can be stopped and started
