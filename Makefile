@@ -75,7 +75,7 @@ e2e-nfs: deps-e2e-nfs bin/restic ## mount NFS, CIFS and CephFS, and back up, wit
 	@e2e/vm/run -t 240 e2e/vm/servers env ABACA_RESTIC=bin/restic bin/mover.test -test.v -test.run '^Test(NFS|CIFS)'
 	@e2e/vm/run -t 300 e2e/vm/ceph bin/mount.test -test.v -test.run '^TestCephFS$$'
 
-e2e-kube: kube-up bin/servers ## install the chart there, run the examples, end movers in all ways, look whether users are told, and set tenants on each other
+e2e-kube: kube-up bin/servers ## install the chart there, run the examples, end movers in all ways, look whether users are told, set tenants on each other, and bring about faults
 	ABACA_KUBE="$(ABACA_CACHE)/kube" go test -count=1 -timeout 45m -v -run '^Test(Examples|Movers|Events|Tenancy|Faults)$$' ./e2e/kube
 
 e2e-conformance: kube-up ## run Kubernetes' own tests of storage drivers there (7 CPU minutes to build, once; FOCUS=pattern)
