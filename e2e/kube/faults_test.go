@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -42,21 +43,19 @@ type object struct {
 	Status   struct{ Phase string }
 }
 
-func anything(object) bool { return true }
-
 func phase(want string) func(object) bool {
 	return func(o object) bool { return o.Status.Phase == want }
 }
 
-// moving are the moments of a mover.
-var moving = []moment{
-	{"recorded", "configmaps", anything},
-	{"queued", "jobs", anything},
-	{"pending", "pods", phase("Pending")},
-	{"running", "pods", phase("Running")},
-	{"ended", "pods", phase("Succeeded")},
-	{"cleared", "jobs", func(o object) bool { return o.Metadata.DeletionTimestamp != "" }},
-}
+// The moments of a mover.
+var (
+	recorded = moment{"recorded", "configmaps", func(object) bool { return true }}
+	queued   = moment{"queued", "jobs", func(object) bool { return true }}
+	pending  = moment{"pending", "pods", phase("Pending")}
+	running  = moment{"running", "pods", phase("Running")}
+	ended    = moment{"ended", "pods", phase("Succeeded")}
+	cleared  = moment{"cleared", "jobs", func(o object) bool { return o.Metadata.DeletionTimestamp != "" }}
+)
 
 // stored says whether the backend has written down something of a kind whose name, or
 // whose text, has the word.
@@ -124,17 +123,34 @@ func (c *cluster) at(m moment, begin, do func()) {
 // controllers are the pods of the driver that bear this label.
 const controllers = " -n " + namespace + " -l app.kubernetes.io/component=controller"
 
-// killing returns what kills the processes of the driver that are there now, in all
-// pods of a role, without a word to them.
-func (c *cluster) killing(role string) func() {
+// killing returns what kills the processes of the driver, in all pods of a role,
+// without a word to them. Who they are is looked for all the time until then, so that
+// it is done at once.
+func (c *cluster) killing(role string) (kill func()) {
 	c.Helper()
-	pids := c.processes(role)
-	if len(pids) == 0 {
+	var known atomic.Pointer[[]int]
+	look := func() []int {
+		pids := c.processes(role)
+		known.Store(&pids)
+		return pids
+	}
+	if len(look()) == 0 {
 		c.Fatalf("no process of a %s", role)
 	}
+	go func() {
+		for c.Context().Err() == nil {
+			time.Sleep(200 * time.Millisecond)
+			look()
+		}
+	}()
 	return func() {
-		for _, pid := range pids {
-			_ = syscall.Kill(pid, syscall.SIGKILL)
+		killed := 0
+		for began, pids := time.Now(), *known.Load(); killed == 0 && time.Since(began) < time.Minute; pids = look() {
+			for _, pid := range pids {
+				if c.isDriver(pid, role) && syscall.Kill(pid, syscall.SIGKILL) == nil {
+					killed++
+				}
+			}
 		}
 	}
 }
@@ -159,7 +175,7 @@ func (f *faults) fill(mib int) string {
 // restic runs restic where the server keeps the repository.
 func (f *faults) restic(args string) string {
 	f.Helper()
-	return f.run("sh", "-c", programs.Restic(f)+" --no-cache --no-lock --quiet --repo "+filepath.Join(f.disk, "backups")+" "+args)
+	return f.run("sh", "-c", "RESTIC_PASSWORD=horse "+programs.Restic(f)+" --no-cache --no-lock --quiet --repo "+filepath.Join(f.disk, "backups")+" "+args)
 }
 
 // backups are the ids of restic snapshots; all, or those of a VolumeSnapshot.
@@ -338,36 +354,38 @@ func TestFaults(t *testing.T) {
 		t.Run(name, func(t *testing.T) { test(&faults{&cluster{t, c.dir}, all.disk}) })
 	}
 
-	// The controllers are killed in each moment of a backup and of a restore: their
-	// processes, or with them their pods, whose names are then others.
-	kill := func(f *faults, i int, m moment, begin func()) {
+	// The controllers are killed in each moment of a backup and of a restore, a few to
+	// each: their processes, or with them their pods, whose names are then others.
+	kill := func(f *faults, moments []moment, begin func()) {
 		f.rolledOut()
-		f.at(m, begin, f.killing("controller"))
-		if i%2 > 0 {
-			f.kubectl("delete pods --force --grace-period=0" + controllers)
+		kill := f.killing("controller")
+		for i, m := range moments {
+			f.at(m, begin, kill)
+			f.Logf("killed when it was %s", m.name)
+			if i%2 > 0 {
+				f.kubectl("delete pods --force --grace-period=0" + controllers)
+			}
+			begin = func() {}
 		}
 	}
-	sums := map[string]string{} // by the VolumeSnapshot
 	cut, _ := c.onDisk("snapshots", `"name":"backup/`)
 	held, released := c.onDisk("exports", "backup-")
-	for i, m := range slices.Concat([]moment{{"cut", "", cut}, {"held", "", held}}, moving, []moment{{"released", "", released}}) {
-		sub("controller/backup/"+m.name, func(f *faults) {
-			name := "backup-" + m.name
+	sums := map[string]string{} // by the VolumeSnapshot
+	for i, moments := range [][]moment{{{"cut", "", cut}, recorded, pending, cleared}, {{"held", "", held}, queued, running, {"released", "", released}}, {ended}} {
+		name := fmt.Sprint("killed-", i)
+		sub("controller/backup/"+name, func(f *faults) {
 			sums[name] = f.fill(8)
-			kill(f, i, m, func() { f.snapshot(name, "abaca-backup") })
+			kill(f, moments, func() { f.snapshot(name, "abaca-backup") })
 			f.saved(name, sums[name])
 		})
 	}
 	drafted, committed := c.onDisk("shares", `"draft":true`)
 	held, released = c.onDisk("exports", "restore-")
-	for i, m := range slices.Concat([]moment{{"drafted", "", drafted}, {"held", "", held}}, moving, []moment{{"released", "", released}, {"committed", "", committed}}) {
-		sub("controller/restore/"+m.name, func(f *faults) {
-			name, of := "restore-"+m.name, "backup-running"
-			if m := "backup-" + m.name; sums[m] != "" {
-				of = m
-			}
-			kill(f, i, m, func() { f.restore(name, of) })
-			f.restored(name, sums[of])
+	for i, moments := range [][]moment{{{"drafted", "", drafted}, recorded, pending, cleared}, {{"held", "", held}, queued, running, {"released", "", released}}, {ended, {"committed", "", committed}}} {
+		name := fmt.Sprint("killed-", i)
+		sub("controller/restore/"+name, func(f *faults) {
+			kill(f, moments, func() { f.restore(name, name) })
+			f.restored(name, sums[name])
 		})
 	}
 	c.rolledOut()

@@ -6,10 +6,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -272,4 +274,27 @@ func (c *cluster) rolledOut() {
 			c.Fatalf("%s: %s", what, out)
 		}
 	}
+}
+
+// processes are those of the driver in the cluster: a "controller", or a "node".
+func (c *cluster) processes(role string) (pids []int) {
+	c.Helper()
+	found, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range found {
+		if pid, _ := strconv.Atoi(filepath.Base(dir)); c.isDriver(pid, role) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// isDriver says whether a process is one of those.
+func (c *cluster) isDriver(pid int, role string) bool {
+	line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	args := strings.Split(string(line), "\x00")
+	if len(args) < 2 || filepath.Base(args[0]) != "abaca" || args[1] != role {
+		return false
+	}
+	groups, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	return strings.Contains(string(groups), "/"+node+"/")
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -130,20 +129,4 @@ func (c *cluster) controllerMemory() (size int64) {
 		}
 	}
 	return size
-}
-
-// processes are those of the driver in the cluster: a "controller", or a "node".
-func (c *cluster) processes(role string) (pids []int) {
-	c.Helper()
-	found, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, f := range found {
-		line, _ := os.ReadFile(f)
-		groups, _ := os.ReadFile(filepath.Join(filepath.Dir(f), "cgroup"))
-		if args := strings.Split(string(line), "\x00"); len(args) > 1 && filepath.Base(args[0]) == "abaca" && args[1] == role &&
-			strings.Contains(string(groups), "/"+node+"/") {
-			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(f)))
-			pids = append(pids, pid)
-		}
-	}
-	return pids
 }
