@@ -6,10 +6,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -21,6 +23,8 @@ const (
 	namespace = "abaca-system"
 	node      = "abaca-kube"
 	root      = "../.."
+
+	repositoryPassword = "horse" // of all but a namespace's own
 )
 
 // network is where a server is started that pods shall reach: the node's address.
@@ -90,8 +94,13 @@ func (c *cluster) apply(example string) {
 // await waits until kubectl prints what is wanted.
 func (c *cluster) await(want, args string) {
 	c.Helper()
+	c.awaitFor(2*time.Minute, want, args)
+}
+
+func (c *cluster) awaitFor(long time.Duration, want, args string) {
+	c.Helper()
 	var out string
-	for until := time.Now().Add(2 * time.Minute); time.Now().Before(until); time.Sleep(500 * time.Millisecond) {
+	for until := time.Now().Add(long); time.Now().Before(until); time.Sleep(500 * time.Millisecond) {
 		if out, _ = c.try("", "kubectl", strings.Fields(args)...); out == want {
 			return
 		}
@@ -235,7 +244,7 @@ func (c *cluster) chart(dir string, more map[string]any) {
 	if err = errors.Join(err, os.WriteFile(file, values, 0o600)); err != nil {
 		c.Fatal(err)
 	}
-	c.secret("offsite", "RESTIC_PASSWORD=horse", "RESTIC_REPOSITORY="+c.data("offsite"))
+	c.secret("offsite", "RESTIC_PASSWORD="+repositoryPassword, "RESTIC_REPOSITORY="+c.data("offsite"))
 	c.run("helm", "upgrade", "--install", "abaca", dir, "--namespace", namespace, "--values", file)
 	c.rolledOut()
 }
@@ -249,6 +258,16 @@ func (c *cluster) movers(more map[string]any) map[string]any {
 	}
 	maps.Copy(values, more)
 	return values
+}
+
+// repository makes the Secret of a repository on a server.
+func (c *cluster) repository(name string, server *servers.Server) {
+	c.Helper()
+	entries := []string{"RESTIC_PASSWORD=" + repositoryPassword}
+	for key, value := range server.Env {
+		entries = append(entries, key+"="+value)
+	}
+	c.secret(name, entries...)
 }
 
 // secret makes a Secret of the driver's namespace anew.
@@ -271,4 +290,27 @@ func (c *cluster) rolledOut() {
 			c.Fatalf("%s: %s", what, out)
 		}
 	}
+}
+
+// processes are those of the driver in the cluster: a "controller", or a "node".
+func (c *cluster) processes(role string) (pids []int) {
+	c.Helper()
+	found, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range found {
+		if pid, _ := strconv.Atoi(filepath.Base(dir)); c.isDriver(pid, role) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// isDriver says whether a process is one of those.
+func (c *cluster) isDriver(pid int, role string) bool {
+	line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	args := strings.Split(string(line), "\x00")
+	if len(args) < 2 || filepath.Base(args[0]) != "abaca" || args[1] != role {
+		return false
+	}
+	groups, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	return strings.Contains(string(groups), "/"+node+"/")
 }

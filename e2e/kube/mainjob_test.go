@@ -26,16 +26,10 @@ type stored struct {
 	dir    string
 }
 
-const repositoryPassword = "horse"
-
 // stored makes the Secret of a repository.
 func (c *cluster) stored(name string, server *servers.Server, dir string) stored {
 	c.Helper()
-	entries := []string{"RESTIC_PASSWORD=" + repositoryPassword}
-	for k, v := range server.Env {
-		entries = append(entries, k+"="+v)
-	}
-	c.secret(name, entries...)
+	c.repository(name, server)
 	return stored{c, name, server, dir}
 }
 

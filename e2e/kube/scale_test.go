@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -162,16 +161,12 @@ var requestTotal = regexp.MustCompile(`(?m)^apiserver_request_total\{.*,resource
 // controllerMemory is what the controller's process has to itself, in bytes.
 func (c *cluster) controllerMemory() (size int64) {
 	c.Helper()
-	found, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, f := range found {
-		line, _ := os.ReadFile(f)
-		if args := strings.Split(string(line), "\x00"); len(args) > 1 && filepath.Base(args[0]) == "abaca" && args[1] == "controller" {
-			text, _ := os.ReadFile(filepath.Join(filepath.Dir(f), "smaps_rollup"))
-			for line := range strings.Lines(string(text)) {
-				if rest, ok := strings.CutPrefix(line, "Pss:"); ok {
-					kib, _ := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
-					size = cmp.Or(size, kib<<10)
-				}
+	for _, pid := range c.processes("controller") {
+		text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+		for line := range strings.Lines(string(text)) {
+			if rest, ok := strings.CutPrefix(line, "Pss:"); ok {
+				kib, _ := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
+				size = cmp.Or(size, kib<<10)
 			}
 		}
 	}

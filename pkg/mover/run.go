@@ -76,15 +76,17 @@ func Run(ctx context.Context, task Task, env Env) Result {
 }
 
 // Throttled reports at most once in a time, at the earliest at a first one: restic
-// says twice a second how far it is.
+// says twice a second how far it is. Trouble is reported at once if the last report
+// had none.
 func Throttled(clock func() time.Time, first time.Time, every time.Duration, report func(restic.Progress)) func(restic.Progress) {
 	var mu sync.Mutex
-	next := first
+	next, troubled := first, false
 	return func(p restic.Progress) {
 		mu.Lock()
 		defer mu.Unlock()
-		if now := clock(); !now.Before(next) {
-			next = now.Add(every)
+		trouble := p.Trouble != ""
+		if now := clock(); !now.Before(next) || trouble && !troubled {
+			next, troubled = now.Add(every), trouble
 			report(p)
 		}
 	}

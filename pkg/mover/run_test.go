@@ -535,3 +535,19 @@ func TestInvalidTasks(t *testing.T) {
 		}
 	}
 }
+
+// TestThrottled: reports are some time apart, but trouble after a report without is
+// not held back.
+func TestThrottled(t *testing.T) {
+	now := time.Unix(0, 0)
+	var got []string
+	report := Throttled(func() time.Time { return now }, now.Add(10*time.Second), 10*time.Second,
+		func(p restic.Progress) { got = append(got, fmt.Sprint(now.Unix(), p.Trouble)) })
+	for _, trouble := range []string{"", " first", " again", "", "", " soon", "", " late", " late"} {
+		now = now.Add(4 * time.Second)
+		report(restic.Progress{Trouble: trouble})
+	}
+	if diff := cmp.Diff([]string{"8 first", "20", "24 soon", "36 late"}, got); diff != "" {
+		t.Error(diff)
+	}
+}

@@ -331,8 +331,15 @@ echo '{"message_type":"summary","snapshot_id":"x"}'`)
 	if _, err := r.Backup(t.Context(), BackupRequest{Dir: "/"}, func(p Progress) { got = append(got, p.Trouble) }); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]string{"", "Save(<data/5f>) failed: 500 No room", ""}, got); diff != "" {
+	if diff := cmp.Diff([]string{"", "Save(<data/5f>) failed: 500 No room", "Save(<data/5f>) failed: 500 No room", ""}, got); diff != "" {
 		t.Error(diff)
+	}
+	// Before it has opened the repository, it says nothing else.
+	r = fake(t, nil, `echo 'Load(<config/>) returned error, retrying after 1.08s: connection refused' >&2; exit 1`)
+	got = nil
+	_, err := r.Backup(t.Context(), BackupRequest{Dir: "/"}, func(p Progress) { got = append(got, p.Trouble) })
+	if diff := cmp.Diff([]string{"Load(<config/>) failed: connection refused"}, got); err == nil || diff != "" {
+		t.Error(err, diff)
 	}
 }
 

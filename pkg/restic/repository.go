@@ -132,6 +132,11 @@ func (r *Repository) stream(ctx context.Context, dir string, progress func(Progr
 		mu.Lock()
 		defer mu.Unlock()
 		trouble, stuck = text, at.BytesDone
+		if progress != nil { // at once: until it has opened the repository, it does not say how far it is
+			p := at
+			p.Trouble = trouble
+			progress(p)
+		}
 	}
 	_, err := r.listen(ctx, dir, func(line []byte) {
 		var m message
@@ -154,11 +159,11 @@ func (r *Repository) stream(ctx context.Context, dir string, progress func(Progr
 				p.Rate = float64(p.BytesDone) / m.SecondsElapsed
 			}
 			mu.Lock()
+			defer mu.Unlock()
 			if at = p; p.BytesDone > stuck {
 				trouble = ""
 			}
 			p.Trouble = trouble
-			mu.Unlock()
 			progress(p)
 		}
 	}, complaint, args...)
