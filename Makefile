@@ -16,7 +16,7 @@ endif
 export GOFLAGS := $(strip $(shell go env GOFLAGS 2>/dev/null) -buildvcs=false)
 export PATH := $(CURDIR)/bin:$(PATH)
 
-.PHONY: help build test demo demo-manila bench bench-manila lint chart image e2e e2e-manila e2e-nfs manila-up manila-down e2e-kube-manila e2e-conformance kube-up kube-down mutations
+.PHONY: help build test demo demo-manila bench bench-manila lint chart image e2e e2e-manila e2e-nfs manila-up manila-down e2e-faults e2e-kube-manila e2e-conformance kube-up kube-down mutations
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -72,9 +72,12 @@ e2e-nfs: deps-e2e-nfs bin/restic ## mount NFS, CIFS and CephFS, and back up, wit
 	@e2e/vm/run -t 240 e2e/vm/servers env ABACA_RESTIC=bin/restic bin/mover.test -test.v -test.run '^Test(NFS|CIFS)'
 	@e2e/vm/run -t 300 e2e/vm/ceph bin/mount.test -test.v -test.run '^TestCephFS$$'
 
-e2e: kube-up bin/servers ## install the chart on a real Kubernetes and do there, with real pods, all that Abaca is for; on a real Manila too, if that is up
-	ABACA_KUBE="$(ABACA_CACHE)/kube" go test -count=1 -timeout 60m -v -run '^Test(Examples|MainJob|Upgrade|Kustomize|Movers|Faults|Events|Tenancy)$$' ./e2e/kube
+e2e: kube-up bin/servers ## install the chart on a real Kubernetes and do the main job there, with real pods; on a real Manila too, if that is up (RUN=pattern)
+	ABACA_KUBE="$(ABACA_CACHE)/kube" go test -count=1 -timeout 90m -v -run '$(or $(RUN),^Test(Examples|MainJob)$$)' ./e2e/kube
 	@! kill -0 $$(cut -d' ' -f1 "$(ABACA_CACHE)/manila/pid") 2>/dev/null || $(MAKE) e2e-kube-manila
+
+e2e-faults: ## the same, with upgrades, faults, bad input, and users who try what they may not (about 45 minutes)
+	@$(MAKE) e2e RUN='^Test(Examples|MainJob|Upgrade|Kustomize|Movers|Faults|Events|Tenancy)$$$$'
 
 e2e-kube-manila: kube-up manila-up ## the same with CephFS shares of a real Manila, which it starts
 	ABACA_KUBE="$(ABACA_CACHE)/kube" ABACA_MANILA_CLOUDS="$(ABACA_CACHE)/manila/clouds.yaml" ABACA_MANILA_CLOUD=lab \

@@ -1,5 +1,5 @@
 // Package kube installs the chart into a real Kubernetes and runs the examples
-// there, as their readers would: `make e2e`.
+// there, as their readers would: `make e2e-faults`.
 package kube
 
 import (
@@ -40,7 +40,7 @@ func start(t *testing.T) *cluster {
 	t.Helper()
 	dir := os.Getenv("ABACA_KUBE")
 	if dir == "" {
-		t.Skip("needs a cluster: make e2e starts one")
+		t.Skip("needs a cluster: make e2e-faults starts one")
 	}
 	c := &cluster{t, dir}
 	t.Setenv("KUBECONFIG", filepath.Join(dir, "cluster", "kubeconfig"))
