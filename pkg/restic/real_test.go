@@ -444,7 +444,7 @@ func TestVanishes(t *testing.T) {
 		}
 		t.Cleanup(func() { unix.Unmount(mnt, unix.MNT_DETACH) })
 		r := open(t, mnt)
-		ctx, cancel := context.WithTimeout(t.Context(), 6*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		src := source(t, "f", random(t, 32<<20))
 		// Restic has made its lock, and waits for a moment.
 		spoiled := when(ctx, func() bool { return lockIn(dir) }, spoil)
