@@ -390,7 +390,6 @@ func TestFaults(t *testing.T) {
 		f.restore("led", "led")
 		f.mover()
 		f.depose(provisioner)
-		f.depose(provisioner)
 		f.restored("led", sum)
 		f.rolledOut()
 	})
