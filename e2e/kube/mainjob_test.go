@@ -203,6 +203,13 @@ func (c *cluster) slowly(slow bool) {
 	c.kubectl(`patch podtemplate abaca-mover --type=json -p [{"path":"/template/spec/containers/0/resources/limits","op":` + op + `}] -n ` + namespace)
 }
 
+// controllersAnew replaces the controller, which then knows what the repositories have.
+func (c *cluster) controllersAnew() {
+	c.Helper()
+	c.kubectl("delete pods -l app.kubernetes.io/component=controller --wait -n " + namespace)
+	c.rolledOut()
+}
+
 // metrics waits until a controller serves all of the series, and returns their values.
 func (c *cluster) metrics(series ...string) []float64 {
 	c.Helper()
@@ -370,8 +377,9 @@ func TestMainJob(t *testing.T) {
 		}
 	}
 
-	// Maintenance waits for a backup that runs, and holds back the next: the first ends,
-	// then it prunes, and then the next one is made.
+	// Maintenance waits for a backup that runs, and holds back the next, once the
+	// controller has seen it, as a new one does at once: the first backup ends, then the
+	// repository is pruned, and then the next backup is made.
 	fill(64)
 	c.slowly(true)
 	user.apply(snapshotFrom("runs", "volumeSnapshotClassName: abaca-s3", "persistentVolumeClaimName: data"))
@@ -381,6 +389,7 @@ func TestMainJob(t *testing.T) {
 	c.kubectl("create job behind --from=cronjob/abaca-maintain-s3 -n " + namespace)
 	c.says("new backups wait", "logs job/behind -n "+namespace)
 	s3.holds()
+	c.controllersAnew()
 	user.apply(snapshotFrom("held", "volumeSnapshotClassName: abaca-s3", "persistentVolumeClaimName: clone"))
 	held := ""
 	for began := time.Now(); held == "" && time.Since(began) < time.Minute; time.Sleep(300 * time.Millisecond) {
@@ -408,8 +417,7 @@ func TestMainJob(t *testing.T) {
 	}
 
 	// The metrics tell of it, also of another controller.
-	c.kubectl("delete pods -l app.kubernetes.io/component=controller --wait -n " + namespace)
-	c.rolledOut()
+	c.controllersAnew()
 	metrics := c.metrics(`abaca_repository_last_prune_timestamp_seconds{repository="s3"}`, `abaca_repository_last_prune_timestamp_seconds{repository="rest"}`,
 		`abaca_repository_last_check_timestamp_seconds{repository="s3"}`, `abaca_repository_damaged{repository="s3"}`,
 		`abaca_repository_backups{repository="s3"}`, `abaca_repository_read_ratio{repository="rest"}`)

@@ -75,7 +75,7 @@ func TestUpgrade(t *testing.T) {
 	pods := func() string {
 		t.Helper()
 		return c.exec("lives", "grep ' /data ' /proc/self/mountinfo") + "\n" + c.exec("looks", "grep ' /data ' /proc/self/mountinfo") + "\n" +
-			c.kubectl("get pods lives looks -o jsonpath={.items[*]['metadata.uid','status.containerStatuses[0].restartCount']}")
+			c.kubectl("get pods lives looks -o jsonpath={.items[*].metadata.uid}{.items[*].status.containerStatuses[*].restartCount}")
 	}
 	before, wrote := pods(), count()
 
