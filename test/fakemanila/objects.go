@@ -640,8 +640,8 @@ func (c *call) deleteSnapshot() answer {
 	if s == nil {
 		return refuse(404, "Snapshot %s could not be found.", c.path[1])
 	}
-	if !slices.Contains([]string{"available", "error", "error_deleting"}, s.Status) {
-		return refuse(403, "Invalid share snapshot: Share Snapshot status must be one of ('available', 'error', 'error_deleting').")
+	if !slices.Contains([]string{"available", "error"}, s.Status) {
+		return refuse(400, "Invalid share snapshot: Share Snapshot status must be one of ('available', 'error').")
 	}
 	s.Status = "deleting"
 	c.later(func() {

@@ -157,8 +157,23 @@ func pages[T any](ctx context.Context, b *Backend, path string, q url.Values, ke
 	}
 }
 
+// metadataTries is how often metadata are written that Manila fails to write.
+const metadataTries = 4
+
 func (b *Backend) setMetadata(ctx context.Context, of string, metadata map[string]string) error {
-	return b.post(ctx, of+"/metadata", map[string]any{"metadata": metadata}, nil) // PUT would drop the others
+	for try := 1; ; try++ {
+		err := b.post(ctx, of+"/metadata", map[string]any{"metadata": metadata}, nil) // PUT would drop the others
+		// Of some at once, Manila's database may take one alone (seen with 2025.1).
+		failed := (*apiError)(nil)
+		if !errors.As(err, &failed) || failed.status != http.StatusInternalServerError || try == metadataTries {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(time.Duration(try) * 100 * time.Millisecond):
+		}
+	}
 }
 
 func (b *Backend) dropMetadata(ctx context.Context, of, key string) error {

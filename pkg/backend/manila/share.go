@@ -497,11 +497,15 @@ func (b *Backend) removeShare(ctx context.Context, s *share) error {
 // settled says whether nothing is being done to an object, but for its deletion.
 func settled(status string) bool { return stateOf(status) != passing || status == "deleting" }
 
+// refusals are how Manila refuses to delete what is in the wrong state: a share, one
+// with a lock or snapshots, a snapshot.
+var refusals = []int{http.StatusForbidden, http.StatusConflict, http.StatusBadRequest}
+
 // discard has Manila begin to delete what is at a path, unless its status says that
 // it has. After a refusal look waits until the object is settled, and returns its
 // status, empty when it is gone; a second refusal is returned.
 func (b *Backend) discard(ctx context.Context, path, status string, look func() (string, error)) (*apiError, error) {
-	for refusals := 0; status != "deleting" && status != ""; {
+	for times := 0; status != "deleting" && status != ""; {
 		// One at a time: of two at once Manila takes both, and the one that its back end
 		// does second fails, which is then the share's state.
 		unlock, err := b.busy.lock(ctx, path)
@@ -514,14 +518,14 @@ func (b *Backend) discard(ctx context.Context, path, status string, look func() 
 		switch {
 		case err == nil, errors.Is(err, backend.ErrNotFound):
 			return nil, nil
-		case !errors.As(err, &refused) || refused.status != http.StatusForbidden && refused.status != http.StatusConflict:
+		case !errors.As(err, &refused) || !slices.Contains(refusals, refused.status):
 			return nil, err
 		}
 		// Is something else being done to it, or has somebody else deleted it?
 		if status, err = look(); err != nil {
 			return nil, err
 		}
-		if refusals++; status != "deleting" && status != "" && refusals > 1 {
+		if times++; status != "deleting" && status != "" && times > 1 {
 			return refused, nil
 		}
 	}

@@ -568,6 +568,16 @@ func TestOneDeletionAtATime(t *testing.T) {
 	}
 }
 
+// TestMetadataTries: Manila's database may fail to write the metadata of one share for
+// several at once.
+func TestMetadataTries(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{Delay: slow})
+	b := c.open()
+	share := ok[*backend.Share](t)(b.CreateShare(t.Context(), request("data")))
+	c.Add(fakemanila.Fault{Method: "POST", Path: "/metadata", Status: 500, Times: 2})
+	ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{ShareID: share.ID}, "writer"))
+}
+
 // TestRules: one id a consumer and level; a rule that fails goes, and says why.
 func TestRules(t *testing.T) {
 	var hours atomic.Int64
