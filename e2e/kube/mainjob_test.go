@@ -457,7 +457,7 @@ func TestMainJob(t *testing.T) {
 	}
 	c.kubectl("delete jobs --all --wait -n " + namespace)
 	c.run("helm", "uninstall", "abaca", "--namespace", namespace, "--wait")
-	if left := user.kubectl("get cronjobs,rolebindings,serviceaccounts -o name"); strings.Contains(left, "abaca") || strings.Contains(left, "backup") {
+	if left := c.kubectl("get cronjobs,rolebindings,serviceaccounts -o name -n office"); strings.Contains(left, "abaca") || strings.Contains(left, "backup") {
 		t.Errorf("left of the schedule: %s", left)
 	}
 	c.kubectl("delete namespace office --wait --timeout=100s")
