@@ -78,7 +78,7 @@ func (c *cluster) eventsOf(snapshot string) string {
 // has used.
 func (c *cluster) nothingLeft() {
 	c.Helper()
-	c.await("", "get configmaps,jobs,pods,pvc,pv -o name"+ours)
+	c.moved()
 	var left []os.DirEntry
 	for range 100 {
 		if left, _ = os.ReadDir(c.data("mnt/snapshots")); len(left) == 0 {

@@ -98,7 +98,7 @@ func TestUpgrade(t *testing.T) {
 	}
 	thaw()
 	c.await("true", "get volumesnapshot meanwhile"+ready)
-	c.nothingLeft()
+	c.moved()
 
 	// The pods have noticed nothing.
 	for end := time.Now().Add(time.Minute); count() < wrote+20 && time.Now().Before(end); {
