@@ -210,19 +210,32 @@ func TestFailedShares(t *testing.T) {
 		"002": backend.ErrExhausted, "007": backend.ErrExhausted, "008": backend.ErrInvalid, "017": backend.ErrUnavailable,
 		"020": backend.ErrInvalid, "028": backend.ErrUnavailable, "033": backend.ErrExhausted, "999": backend.ErrUnavailable,
 	} {
-		c := newCloud(t, fakemanila.Options{Delay: func() time.Duration { return 20 * time.Millisecond }})
+		// It is being made for as long as it takes to fail it.
+		var failed atomic.Bool
+		c := newCloud(t, fakemanila.Options{Delay: func() time.Duration {
+			if failed.Load() {
+				return 0
+			}
+			return time.Hour
+		}})
 		b := c.open()
 		go func() {
-			for failed := ""; failed == ""; time.Sleep(time.Millisecond) {
+			share := func(do func(*fakemanila.Share)) (id string) {
 				c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-					for id, s := range shares {
-						s.Status, failed = "error", id
+					for i, s := range shares {
+						id = i
+						do(s)
 					}
 				})
-				if failed != "" {
-					c.Say(failed, detail, "create: it was not to be")
-				}
+				return id
 			}
+			id := ""
+			for ; id == ""; time.Sleep(time.Millisecond) {
+				id = share(func(*fakemanila.Share) {})
+			}
+			c.Say(id, detail, "create: it was not to be")
+			failed.Store(true)
+			share(func(s *fakemanila.Share) { s.Status = "error" })
 		}()
 		_, err := b.CreateShare(t.Context(), request("data"))
 		if !errors.Is(err, kind) || detail != "999" && !strings.Contains(err.Error(), "it was not to be") {
