@@ -74,7 +74,7 @@ e2e-nfs: deps-e2e-nfs bin/restic ## mount NFS, CIFS and CephFS, and back up, wit
 
 e2e: kube-up bin/servers ## install the chart on a real Kubernetes and do the main job there, with real pods; on a real Manila too, if that is up (RUN=pattern)
 	ABACA_KUBE="$(ABACA_CACHE)/kube" go test -count=1 -timeout 90m -v -run '$(or $(RUN),^Test(Examples|MainJob)$$)' ./e2e/kube
-	@! kill -0 $$(cut -d' ' -f1 "$(ABACA_CACHE)/manila/pid") 2>/dev/null || $(MAKE) e2e-kube-manila
+	@! kill -0 $$(cut -d' ' -f1 "$(ABACA_CACHE)/manila/pid" 2>/dev/null) 2>/dev/null || $(MAKE) e2e-kube-manila
 
 e2e-faults: ## the same, with upgrades, faults, bad input, and users who try what they may not (about 45 minutes)
 	@$(MAKE) e2e RUN='^Test(Examples|MainJob|Upgrade|Kustomize|Movers|Faults|Events|Tenancy)$$$$'
