@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -9,6 +10,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
+	"github.com/abaca-csi/abaca/pkg/backup"
 	"github.com/abaca-csi/abaca/pkg/csi"
 )
 
@@ -24,5 +26,20 @@ func claims(client kubernetes.Interface) func(context.Context, string, string) (
 		}
 		// The provisioner gives a volume and its PersistentVolume one name.
 		return csi.Claim{Volume: c.Spec.VolumeName, UID: string(c.UID), Labels: c.Labels, Annotations: c.Annotations}, nil
+	}
+}
+
+// claimThere says of a claim that a volume is made for whether it is there still. Of other
+// objects it does not know.
+func claimThere(claims func(context.Context, string, string) (csi.Claim, error)) func(context.Context, backup.Object) (bool, error) {
+	return func(ctx context.Context, o backup.Object) (bool, error) {
+		if o.Kind != backup.PersistentVolumeClaim {
+			return true, nil
+		}
+		c, err := claims(ctx, o.Namespace, o.Name)
+		if errors.Is(err, backend.ErrNotFound) {
+			return false, nil
+		}
+		return err != nil || o.UID == "" || c.UID == o.UID, err
 	}
 }

@@ -168,6 +168,7 @@ func (o serveOptions) run(ctx context.Context) error {
 		}
 		if jobs != nil {
 			driver.Claims = claims(jobs.Client)
+			driver.Backups.Exists = claimThere(driver.Claims)
 		}
 	}
 	news, events := &backup.News{}, (*kube.Events)(nil)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -46,6 +47,9 @@ const (
 	lookTimeout = 30 * time.Second
 	// recentMax is how many ended jobs Recent remembers.
 	recentMax = 100
+	// sawAge is how long a record that is gone is remembered: more than the time
+	// between two requests for the backup.
+	sawAge = time.Hour
 	// releasedMax is how many jobs that failed for good are remembered as released;
 	// another look at one that is forgotten costs some requests.
 	releasedMax = 10_000
@@ -65,6 +69,9 @@ type Engine struct {
 	Tick time.Duration
 	// Recorder is told what becomes of backups and restores; nil for nobody.
 	Recorder Recorder
+	// Exists says whether an object that people look at is there still; nil if that
+	// cannot be told.
+	Exists func(context.Context, Object) (bool, error)
 
 	wakeOnce sync.Once
 	woken    chan struct{}
@@ -78,6 +85,8 @@ type Engine struct {
 	// releasedAt is as seen, of jobs for which nothing is held any more.
 	releasedAt map[string]time.Time
 	learned    int // counts what was learned or forgotten of any repository
+	// sawAt is when a record of a backup was seen last, by its id.
+	sawAt map[string]time.Time
 }
 
 // Request asks for a backup of a share.
@@ -137,8 +146,13 @@ func (e *Engine) Backup(ctx context.Context, req Request) (*Backup, error) {
 		return nil, err
 	}
 	// What is not in a listing that is not quite new can only be a backup that
-	// another controller has finished since. The mover finds it and keeps it.
-	b, err := e.findOrBegin(ctx, req, refreshEvery)
+	// another controller has finished since. If this one has known of it, it looks
+	// anew; else a mover finds the backup and keeps it.
+	age := refreshEvery
+	if e.hasSeen(req.ID) {
+		age = 0
+	}
+	b, err := e.findOrBegin(ctx, req, age)
 	if errors.Is(err, backend.ErrNotFound) {
 		// The source has gone, so no mover will.
 		b, err = e.findOrBegin(ctx, req, 0)
@@ -204,6 +218,7 @@ func (e *Engine) begin(ctx context.Context, req Request, parent *mover.Parent) (
 		}
 		return nil, err
 	}
+	e.saw([]*Status{{Job: job}})
 	e.wake() // to tell of it
 	return describe(job), nil
 }
@@ -380,6 +395,29 @@ func (e *Engine) setReleased(st *Status) {
 		e.releasedAt = map[string]time.Time{}
 	}
 	e.releasedAt[st.Job.Task.ID] = st.Ended
+}
+
+// saw remembers whose records there are.
+func (e *Engine) saw(jobs []*Status) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now := e.Now()
+	maps.DeleteFunc(e.sawAt, func(_ string, at time.Time) bool { return now.Sub(at) > sawAge })
+	if e.sawAt == nil {
+		e.sawAt = map[string]time.Time{}
+	}
+	for _, st := range jobs {
+		if st.Job.Task.Backup != nil {
+			e.sawAt[st.Job.Task.ID] = now
+		}
+	}
+}
+
+func (e *Engine) hasSeen(id string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	_, ok := e.sawAt[id]
+	return ok
 }
 
 func (e *Engine) lock(id string) (func(), error) {

@@ -654,3 +654,38 @@ func TestRestore(t *testing.T) {
 		t.Errorf("end: %v", err)
 	}
 }
+
+// TestFinishedByAnother: a backup whose record another controller has taken away is
+// found, however new the listing before it, and is not made once more.
+func TestFinishedByAnother(t *testing.T) {
+	for name, begin := range map[string]func(*bench){
+		"begun here": func(b *bench) { b.must(errOf(b.Backup(t.Context(), b.request("one")))) },
+		"begun there": func(b *bench) {
+			other := &Engine{Backends: b.Backends, Repositories: b.repository, Runner: b.runner, Now: b.Now, Tick: b.Tick}
+			b.must(errOf(other.Backup(t.Context(), b.request("one"))))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			if _, err := b.List(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			begin(b)
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			done := make(chan struct{})
+			go func() { defer close(done); b.Run(ctx) }()
+			for ctx.Err() == nil && !b.hasSeen("one") {
+				time.Sleep(time.Millisecond)
+			}
+			cancel()
+			<-done
+			b.end("one", mover.Result{Snapshot: "s1"})
+			delete(b.runner.jobs, "one")
+			found, err := b.Backup(t.Context(), b.request("one"))
+			if err != nil || !found.Ready || b.runner.starts != 1 {
+				t.Errorf("%+v, %v, %d movers", found, err, b.runner.starts)
+			}
+		})
+	}
+}

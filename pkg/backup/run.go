@@ -23,6 +23,7 @@ func (e *Engine) Run(ctx context.Context) {
 	tick := time.NewTicker(e.Tick)
 	defer tick.Stop()
 	said := map[string]string{} // the last error of each job, to say each once
+	unasked := newDrafts(e)
 	var beside sync.WaitGroup
 	defer beside.Wait()
 	beside.Go(func() { e.refresh(ctx) }) // no job waits for a repository that does not answer
@@ -33,22 +34,24 @@ func (e *Engine) Run(ctx context.Context) {
 		case <-tick.C:
 		case <-e.waking():
 		}
-		if e.Now().Sub(swept) > refreshEvery {
-			swept = e.Now()
-			if err := e.sweep(ctx); err != nil && ctx.Err() == nil {
-				log.Error(err, "Looking for temporary snapshots left behind")
-			}
-		}
 		jobs, err := e.Runner.Jobs(ctx)
 		if err != nil {
 			log.Error(err, "Listing movers")
 			continue
 		}
+		if e.Now().Sub(swept) > refreshEvery {
+			swept = e.Now()
+			if err := errors.Join(e.sweep(ctx), unasked.sweep(ctx, jobs)); err != nil && ctx.Err() == nil {
+				log.Error(err, "Looking for what was left behind")
+			}
+		}
+		e.saw(jobs)
+		unasked.tick(ctx, jobs)
 		for _, st := range jobs {
 			e.tell(ctx, st)
 			id := st.Job.Task.ID
 			if st.Job.Task.Backup == nil || st.Phase == Running || e.released(st) {
-				continue // whoever asked for a restore looks after it
+				continue // whoever asked for a restore looks after it, and else unasked does
 			}
 			if err := e.look(ctx, id); err != nil && ctx.Err() == nil && !errors.Is(err, backend.ErrPending) {
 				if said[id] != err.Error() {
