@@ -33,7 +33,9 @@ type Backend interface {
 	// has no room, ErrNotFound when the source snapshot does not exist,
 	// ErrInvalid when MinSize cannot hold the source or is out of range. A clone
 	// does not hold its source: the snapshot may go, and the repeated call still
-	// returns the share.
+	// returns the share. After ErrPending, ErrUnavailable, ErrAuth or the context's
+	// error there may be a share that only the repeated call finishes; any other
+	// error leaves none behind.
 	CreateShare(ctx context.Context, req CreateShareRequest) (*Share, error)
 
 	// Share returns one share. ErrNotFound when there is none.

@@ -24,6 +24,9 @@ import (
 // sentinels of package backend classify all other errors.
 var ErrFailed = errors.New("failed for good")
 
+// ErrPassword: the repository is encrypted with another password.
+var ErrPassword = errors.New("refused by the repository")
+
 // Backup is an image of one share snapshot in a repository.
 type Backup struct {
 	// ID is unique within the repository: a digest of the CSI snapshot name.

@@ -331,8 +331,9 @@ func fromTags(repository string, s restic.Snapshot) *Backup {
 	return b
 }
 
-// repositoryError puts an error of restic into the terms of package backend. ctx
-// is the caller's: a time limit of our own is a repository that is not there.
+// repositoryError puts an error of restic into the terms of package backend, but
+// for ErrPassword. ctx is the caller's: a time limit of our own is a repository
+// that is not there.
 func repositoryError(ctx context.Context, repository string, err error) error {
 	kind := backend.ErrUnavailable
 	switch {
@@ -341,7 +342,7 @@ func repositoryError(ctx context.Context, repository string, err error) error {
 	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("%s: %w: %s", Title(repository), kind, err)
 	case errors.Is(err, restic.ErrWrongPassword):
-		kind = backend.ErrAuth
+		kind = ErrPassword
 	case errors.Is(err, restic.ErrConfig):
 		kind = backend.ErrInvalid
 	case errors.Is(err, restic.ErrLocked):

@@ -394,7 +394,7 @@ func TestLostAnswers(t *testing.T) {
 func TestFinalErrors(t *testing.T) {
 	for kind, stays := range map[error]bool{
 		backend.ErrInvalid: false, backend.ErrExhausted: false, backend.ErrConflict: false, backend.ErrUnsupported: false,
-		backend.ErrNotFound: false, backend.ErrAuth: false, backend.ErrPending: true, backend.ErrUnavailable: true,
+		backend.ErrNotFound: false, backend.ErrAuth: true, backend.ErrPending: true, backend.ErrUnavailable: true,
 	} {
 		f, ctx := newFixture(t), context.Background()
 		f.driver.Backups, _ = newEngine(f.driver.Backends)

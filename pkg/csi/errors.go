@@ -40,7 +40,7 @@ var toCode = []struct {
 	{backend.ErrConflict, codes.AlreadyExists},
 	{backend.ErrInUse, codes.FailedPrecondition},
 	{backend.ErrExhausted, codes.ResourceExhausted},
-	{backend.ErrAuth, codes.Unauthenticated},
+	{backup.ErrPassword, codes.Unauthenticated},
 	{mount.ErrInvalid, codes.InvalidArgument},
 	{mount.ErrNoSource, codes.NotFound},
 	{mount.ErrOther, codes.AlreadyExists},
@@ -71,8 +71,11 @@ func toStatus(method string, err error) error {
 		// The provisioner takes any code but four for "surely not in progress"
 		// and forgets a claim that is deleted then, with the share that may be
 		// there (external-provisioner, checkError). So what is not understood
-		// is not final.
+		// is not final, nor is ErrAuth: who may not look does not know what an
+		// earlier call has made, and may not remove it either.
 		return status.Error(codes.Unavailable, err.Error())
+	case errors.Is(err, backend.ErrAuth):
+		return status.Error(codes.Unauthenticated, err.Error())
 	}
 	return status.Error(codes.Internal, err.Error())
 }

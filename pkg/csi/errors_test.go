@@ -32,7 +32,10 @@ func TestStatusTable(t *testing.T) {
 		{create, backend.ErrConflict, codes.AlreadyExists},
 		{other, backend.ErrInUse, codes.FailedPrecondition},
 		{create, backend.ErrExhausted, codes.ResourceExhausted},
-		{create, backend.ErrAuth, codes.Unauthenticated},
+		{create, backup.ErrPassword, codes.Unauthenticated},
+		// Of a create that is not allowed to look it says nothing of what is there.
+		{create, backend.ErrAuth, codes.Unavailable},
+		{other, backend.ErrAuth, codes.Unauthenticated},
 		{create, errRange, codes.OutOfRange},
 		{create, backup.ErrFailed, codes.FailedPrecondition},
 		{other, mount.ErrOther, codes.AlreadyExists},

@@ -97,6 +97,8 @@ type Fault struct {
 	// effect first.
 	Cut, After bool
 	Delay      time.Duration
+	// Expire makes every token that was given out invalid first.
+	Expire bool
 }
 
 // New starts a cloud with the share types cephfs (the default), cephfs-nosnap,
@@ -163,6 +165,13 @@ func (s *Server) Add(f Fault) {
 		f.Times = 1
 	}
 	s.faults = append(s.faults, &f)
+}
+
+// Mend ends all failures that were added.
+func (s *Server) Mend() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.faults = nil
 }
 
 // Strike has f asked before and after each request that changes something, which
@@ -240,6 +249,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		case <-time.After(fault.Delay):
 		}
+	}
+	if fault != nil && fault.Expire {
+		s.ExpireTokens()
 	}
 	change, strike := 0, (func(int, bool) bool)(nil)
 	if r.Method != http.MethodGet && strings.HasPrefix(r.URL.Path, "/v2/") {

@@ -302,8 +302,8 @@ func (b *Backend) delete(ctx context.Context, path string) error {
 // retries bounds how often a request is sent again that Manila has put off.
 const retries = 3
 
-// at sends one request. What was put off with 429, or 503 for one that changes
-// nothing, is sent again when Manila says, if the caller has so much time.
+// at sends one request. What was put off is sent again when Manila says, if the
+// caller has so much time.
 func (b *Backend) at(ctx context.Context, method, url string, body, into any, ok ...int) error {
 	for try := 1; ; try++ {
 		// Decoded here, as JSON that does not fit is trouble of the cloud's too.
@@ -325,8 +325,7 @@ func (b *Backend) at(ctx context.Context, method, url string, body, into any, ok
 		}
 		e := b.classify(ctx, method, url, err)
 		refused := (*apiError)(nil)
-		if !errors.As(e, &refused) || try > retries ||
-			refused.status != http.StatusTooManyRequests && (refused.status != http.StatusServiceUnavailable || method != http.MethodGet) {
+		if !errors.As(e, &refused) || try > retries || !refused.putOff(method) {
 			return e
 		}
 		wait := max(refused.after, 200*time.Millisecond<<try)
@@ -393,6 +392,18 @@ func (e *apiError) Error() string {
 
 func (e *apiError) Unwrap() error { return e.kind }
 
+// putOff says whether the request has had no effect and may have one in a moment:
+// 429, 503 where nothing would have changed, and 401 while Keystone does not answer.
+func (e *apiError) putOff(method string) bool {
+	switch e.status {
+	case http.StatusTooManyRequests:
+		return true
+	case http.StatusServiceUnavailable:
+		return method == http.MethodGet
+	}
+	return e.status == http.StatusUnauthorized && e.kind == backend.ErrUnavailable
+}
+
 // kinds are what a refusal means if the call knows nothing better. What is not
 // here is the cloud's own trouble.
 var kinds = map[int]error{
@@ -411,7 +422,12 @@ func (b *Backend) classify(ctx context.Context, method, url string, err error) e
 	default:
 		var again *gophercloud.ErrUnableToReauthenticate
 		if errors.As(err, &again) {
-			return fmt.Errorf("%w: %s: the token has ended, and no new one is given", backend.ErrAuth, what)
+			e := &apiError{status: http.StatusUnauthorized, what: what, message: "the token has ended, and Keystone refuses the credentials", kind: backend.ErrAuth}
+			// One call renews it for all, in its own time, which may have ended.
+			if cause := again.ErrReauth; !gophercloud.ResponseCodeIs(cause, http.StatusUnauthorized) && !gophercloud.ResponseCodeIs(cause, http.StatusForbidden) {
+				e.message, e.kind = "the token has ended, and Keystone gives no new one: "+oneLine(cause.Error()), backend.ErrUnavailable
+			}
+			return e
 		}
 		return fmt.Errorf("%w: %s: %s", backend.ErrUnavailable, what, oneLine(err.Error()))
 	}

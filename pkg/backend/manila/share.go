@@ -32,7 +32,7 @@ func (b *Backend) CreateShare(ctx context.Context, req backend.CreateShareReques
 	for attempt := 1; ; attempt++ {
 		found, err := b.named(ctx, req.Name)
 		if err != nil {
-			return nil, err
+			return nil, pendingOr(err) // an earlier call may have made one
 		}
 		kind := "" // it may have been made long ago
 		if len(found) == 0 {
@@ -197,7 +197,7 @@ func (b *Backend) finish(ctx context.Context, req backend.CreateShareRequest, s 
 	s, err := b.await(ctx, s.ID, kind, func(s *share) bool { return stateOf(s.Status) != passing })
 	switch {
 	case err != nil:
-		return nil, err
+		return nil, pendingOr(err)
 	case s == nil:
 		return nil, errAgain
 	case stateOf(s.Status) == failed:
@@ -221,7 +221,7 @@ func (b *Backend) finish(ctx context.Context, req backend.CreateShareRequest, s 
 	// Only the one that everybody chooses becomes ready; the others go.
 	found, err := b.named(ctx, req.Name)
 	if err != nil {
-		return nil, err
+		return nil, pendingOr(err)
 	}
 	if len(found) == 0 || found[0].ID != s.ID {
 		return nil, errAgain

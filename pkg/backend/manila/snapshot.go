@@ -27,7 +27,7 @@ func (b *Backend) CreateSnapshot(ctx context.Context, req backend.CreateSnapshot
 	defer unlock()
 	found, err := b.snapshotsNamed(ctx, req.Name)
 	if err != nil {
-		return nil, err
+		return nil, pendingOr(err) // an earlier call may have cut one
 	}
 	kind := ""
 	if len(found) == 0 {
@@ -49,7 +49,7 @@ func (b *Backend) CreateSnapshot(ctx context.Context, req backend.CreateSnapshot
 	s, err = b.awaitSnapshot(ctx, s.ID, kind, func(s *snapshot) bool { return stateOf(s.Status) != passing })
 	switch {
 	case err != nil:
-		return nil, err
+		return nil, pendingOr(err)
 	case s == nil:
 		return nil, fmt.Errorf("%w: it has gone while it was made", backend.ErrUnavailable)
 	case stateOf(s.Status) == failed:
