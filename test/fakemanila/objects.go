@@ -281,14 +281,27 @@ func (c *call) listShares() answer {
 			all = append(all, s)
 		}
 	}
-	slices.SortFunc(all, func(a, b *Share) int { return cmp.Or(b.Created.Compare(a.Created), cmp.Compare(a.ID, b.ID)) })
+	slices.SortFunc(all, func(a, b *Share) int { return c.order(a.Created, b.Created, a.ID, b.ID) })
 	out := make([]any, len(all))
 	for i, s := range all {
 		if out[i] = any(c.describe(s)); len(c.path) == 1 {
 			out[i] = map[string]any{"id": s.ID, "name": nullable(s.Name)}
 		}
 	}
-	return answer{200, map[string]any{"shares": c.page(out)}}
+	return c.page("shares", out, 42)
+}
+
+// order is that of a listing: the newest first, or by id.
+func (c *call) order(a, b time.Time, aID, bID string) int {
+	q := c.r.URL.Query()
+	n := cmp.Or(a.Compare(b), -cmp.Compare(aID, bID))
+	if q.Get("sort_key") == "id" {
+		n = cmp.Compare(aID, bID)
+	}
+	if q.Get("sort_dir") != "asc" {
+		n = -n
+	}
+	return n
 }
 
 func (c *call) getShare() answer {
@@ -620,12 +633,12 @@ func (c *call) listSnapshots() answer {
 			all = append(all, s)
 		}
 	}
-	slices.SortFunc(all, func(a, b *Snapshot) int { return cmp.Or(b.Created.Compare(a.Created), cmp.Compare(a.ID, b.ID)) })
+	slices.SortFunc(all, func(a, b *Snapshot) int { return c.order(a.Created, b.Created, a.ID, b.ID) })
 	out := make([]any, len(all))
 	for i, s := range all {
 		out[i] = any(c.describeSnapshot(s))
 	}
-	return answer{200, map[string]any{"snapshots": c.page(out)}}
+	return c.page("snapshots", out, 79)
 }
 
 func (c *call) getSnapshot() answer {
@@ -727,7 +740,7 @@ func (c *call) listMessages() answer {
 				"detail_id": m.detail, "user_message": m.text, "created_at": m.created.UTC().Format(stamp), "action_id": "001", "project_id": project})
 		}
 	}
-	return answer{200, map[string]any{"messages": c.page(out)}}
+	return c.page("messages", out, never)
 }
 
 func (c *call) quota() answer {

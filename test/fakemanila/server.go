@@ -31,6 +31,8 @@ type Options struct {
 	Delay func() time.Duration
 	// Dir is where the contents of shares are; empty for nowhere.
 	Dir string
+	// MaxLimit is how many objects a listing has at most (osapi_max_limit); 0 is 1000.
+	MaxLimit int
 	// Gigabytes and PerShare are quotas; 0 is 1000 and none.
 	Gigabytes, PerShare int
 	// Protocol is what the shares of the default type speak; empty is CEPHFS.
@@ -113,6 +115,9 @@ func New(o Options) *Server {
 	}
 	if o.Gigabytes == 0 {
 		o.Gigabytes = 1000
+	}
+	if o.MaxLimit == 0 {
+		o.MaxLimit = 1000
 	}
 	if o.PerShare == 0 {
 		o.PerShare = -1
@@ -452,18 +457,31 @@ func (c *call) token() answer {
 	}}}}
 }
 
-// page cuts a list as limit and offset say.
-func (c *call) page(all []any) []any {
+// page answers with the part of a list that limit and offset ask for, and with how
+// many there are if the call, since a minor version, wants to know. A next page is
+// named only where the limit was asked for that the page has (manila/api/common.py).
+func (c *call) page(name string, all []any, counts int) answer {
 	q := c.r.URL.Query()
+	body := map[string]any{}
+	if c.since(counts) && q.Get("with_count") == "true" {
+		body["count"] = len(all)
+	}
 	if offset, err := strconv.Atoi(q.Get("offset")); err == nil {
 		all = all[min(len(all), max(0, offset)):]
 	}
-	limit := 1000
-	if n, err := strconv.Atoi(q.Get("limit")); err == nil && n >= 0 {
-		limit = min(limit, n)
+	limit, err := strconv.Atoi(q.Get("limit"))
+	if err == nil && limit >= 0 {
+		all = all[:min(len(all), limit)]
 	}
-	return all[:min(len(all), limit)]
+	body[name] = all[:min(len(all), c.o.MaxLimit)]
+	if err == nil && limit > 0 && limit == len(body[name].([]any)) {
+		body[name+"_links"] = []any{map[string]any{"rel": "next", "href": c.http.URL + "/v2/" + project + "/" + name}}
+	}
+	return answer{200, body}
 }
+
+// never is a minor version that no cloud has.
+const never = 1 << 30
 
 // hasMetadata says whether an object has what the query's filter names:
 // metadata={'key':'value'}.

@@ -59,6 +59,7 @@ const (
 	sinceGroups       = 55 // share groups, no longer experimental
 	sinceHints        = 65 // affinity
 	sinceSnapMetadata = 73
+	sinceSnapCount    = 79 // how many snapshots there are, with a listing; shares: 42
 	known             = 89 // the newest that was tried
 )
 

@@ -68,10 +68,10 @@ func (c *cloud) open() *Backend {
 }
 
 // TestConformance runs the contract's suite against the simulator: as it is now,
-// and as an old cloud that has no metadata of snapshots.
+// with listings of few at once, and as an old cloud that has no metadata of snapshots.
 func TestConformance(t *testing.T) {
 	for name, o := range map[string]fakemanila.Options{
-		"cephfs": {}, "2.60": {Microversion: "2.60"},
+		"cephfs": {}, "pages": {MaxLimit: 2}, "2.60": {Microversion: "2.60"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var clouds sync.Map // by the storage's test

@@ -110,11 +110,11 @@ var errStrange = fmt.Errorf("%w: Manila's answer makes no sense", backend.ErrUna
 
 // listShares returns the shares that have all the metadata, of every page.
 func (b *Backend) listShares(ctx context.Context, metadata map[string]string) ([]*share, error) {
-	return pages(ctx, b, "shares/detail", url.Values{"metadata": {filter(metadata)}}, "shares", func(s *share) string { return s.ID })
+	return pages(ctx, b, "shares/detail", url.Values{"metadata": {filter(metadata)}}, "shares", true, func(s *share) string { return s.ID })
 }
 
 func (b *Backend) listSnapshots(ctx context.Context, q url.Values) ([]*snapshot, error) {
-	return pages(ctx, b, "snapshots/detail", q, "snapshots", func(s *snapshot) string { return s.ID })
+	return pages(ctx, b, "snapshots/detail", q, "snapshots", b.minor >= sinceSnapCount, func(s *snapshot) string { return s.ID })
 }
 
 // filter writes metadata as Manila's filters want it: a Python dictionary.
@@ -126,23 +126,35 @@ func filter(metadata map[string]string) string {
 	return "{" + strings.Join(parts, ", ") + "}"
 }
 
-// pageLimit is how many objects are asked for at once; Manila's default maximum.
-const pageLimit = 1000
+const (
+	// pageLimit is how many objects are asked for at once; Manila's default maximum.
+	pageLimit = 1000
+	// leastLimit is what no cloud's maximum (osapi_max_limit) is below.
+	leastLimit = 100
+)
 
-// pages reads a listing to its end. What moves from one page to the next while
-// it is read comes once.
-func pages[T any](ctx context.Context, b *Backend, path string, q url.Values, key string, id func(*T) string) ([]*T, error) {
+// pages reads a listing to its end, in the order of ids. Manila may give fewer
+// objects at once than it is asked for, and names no next page then; so it is asked
+// how many there are, where counted says that it can tell. Otherwise the end is an
+// empty page, or one below leastLimit.
+func pages[T any](ctx context.Context, b *Backend, path string, q url.Values, key string, counted bool, id func(*T) string) ([]*T, error) {
+	q.Set("limit", strconv.Itoa(pageLimit))
+	q.Set("sort_key", "id")
+	q.Set("sort_dir", "asc")
+	if counted {
+		q.Set("with_count", "true")
+	}
 	var all []*T
 	seen := map[string]bool{}
-	for offset := 0; ; offset += pageLimit {
-		q.Set("limit", strconv.Itoa(pageLimit))
+	for offset, total := 0, 0; ; {
 		q.Set("offset", strconv.Itoa(offset))
 		answer := map[string]json.RawMessage{}
 		if err := b.get(ctx, path+"?"+q.Encode(), &answer); err != nil {
 			return nil, err
 		}
 		var page []*T
-		if err := json.Unmarshal(answer[key], &page); err != nil {
+		count := 0
+		if json.Unmarshal(answer[key], &page) != nil || counted && json.Unmarshal(answer["count"], &count) != nil {
 			return nil, errStrange
 		}
 		for _, o := range page {
@@ -151,7 +163,14 @@ func pages[T any](ctx context.Context, b *Backend, path string, q url.Values, ke
 				all = append(all, o)
 			}
 		}
-		if len(page) < pageLimit {
+		fewer := total - count
+		if total = count; fewer > 0 && counted {
+			offset = max(0, offset-fewer) // what comes behind those that have gone has moved up
+			continue
+		}
+		// A share with several replicas takes up the room of several, and counts once.
+		offset += len(page)
+		if len(page) == 0 || counted && offset >= total && len(all) >= total || !counted && len(page) < leastLimit {
 			return all, nil
 		}
 	}

@@ -109,7 +109,7 @@ func TestCutAtEveryRequest(t *testing.T) {
 			points := 0
 			for n := 1; n > 0; n++ {
 				for _, after := range []bool{false, true} {
-					c := newCloud(t, fakemanila.Options{Delay: slow})
+					c := newCloud(t, fakemanila.Options{Delay: slow, MaxLimit: 1 + n%3})
 					b := c.open()
 					req := request("data")
 					if op.typ != "" {

@@ -55,18 +55,26 @@ func (b *Backend) await(ctx context.Context, id, kind string, done func(*share) 
 }
 
 // glance returns one share, nil when it is not there. While several are waited
-// for, one listing of at most the given age answers for all.
+// for, one listing of at most the given age answers for all, but that a share is
+// gone is what Manila says of that share alone.
 func (b *Backend) glance(ctx context.Context, id string, age time.Duration) (*share, error) {
 	b.polls.mu.Lock()
 	alone := b.polls.waiting < 3
 	b.polls.mu.Unlock()
-	if alone {
-		s, err := b.getShare(ctx, id)
-		if errors.Is(err, backend.ErrNotFound) {
-			return nil, nil
+	if !alone {
+		if s, err := b.listed(ctx, id, age); s != nil || err != nil {
+			return s, err
 		}
-		return s, err
 	}
+	s, err := b.getShare(ctx, id)
+	if errors.Is(err, backend.ErrNotFound) {
+		return nil, nil
+	}
+	return s, err
+}
+
+// listed returns a share of a listing of at most the given age, or nil.
+func (b *Backend) listed(ctx context.Context, id string, age time.Duration) (*share, error) {
 	// One lists and the others wait, each no longer than its own time.
 	unlock, err := b.busy.lock(ctx, "listing")
 	if err != nil {
