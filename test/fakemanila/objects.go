@@ -90,6 +90,7 @@ func init() {
 		{"GET", "snapshots", 0, (*call).listSnapshots},
 		{"GET", "snapshots/detail", 0, (*call).listSnapshots},
 		{"GET", "snapshots/*", 0, (*call).getSnapshot},
+		{"PUT", "snapshots/*", 0, (*call).updateSnapshot},
 		{"DELETE", "snapshots/*", 0, (*call).deleteSnapshot},
 		{"POST", "snapshots/*/metadata", 73, (*call).setMetadata},
 		{"PUT", "snapshots/*/metadata", 73, (*call).setMetadata},
@@ -106,6 +107,9 @@ func init() {
 }
 
 const stamp = "2006-01-02T15:04:05.000000" // naive, and UTC
+
+// now is when something is made: Manila's database keeps whole seconds.
+func now() time.Time { return time.Now().Truncate(time.Second) }
 
 // nullable is what JSON has for a text that is not there.
 func nullable(s string) any {
@@ -220,7 +224,7 @@ func (c *call) createShare() answer {
 	}
 	s := &Share{ID: newID(), Name: text(req, "name"), Status: "creating", Protocol: strings.ToUpper(text(req, "share_proto")), Type: t.ID,
 		Zone: cmp.Or(text(req, "availability_zone"), "az-one"), Network: text(req, "share_network_id"), Group: text(req, "share_group_id"), Size: int(size), Quota: int(size),
-		Metadata: metadata, Created: time.Now()}
+		Metadata: metadata, Created: now()}
 	if source != nil {
 		s.Status, s.FromSnapshot, s.Quota = "creating_from_snapshot", source.ID, source.Size // a defect of the real one
 	}
@@ -268,7 +272,7 @@ func (s *Server) used() (gigabytes int) {
 }
 
 func (s *Server) say(resource, detail, text string) {
-	s.messages = append(s.messages, &message{newID(), resource, "ERROR", detail, text, time.Now()})
+	s.messages = append(s.messages, &message{newID(), resource, "ERROR", detail, text, now()})
 }
 
 func (c *call) share() *Share { return c.shares[c.path[1]] }
@@ -411,7 +415,7 @@ func (c *call) allow(r *Rule, req map[string]any, status string) answer {
 			return refuse(400, "Share access %s:%s exists.", r.Type, r.To)
 		}
 	}
-	r.ID, r.State, r.Created, r.Metadata = newID(), "queued_to_apply", time.Now(), metadataOf(req["metadata"])
+	r.ID, r.State, r.Created, r.Metadata = newID(), "queued_to_apply", now(), metadataOf(req["metadata"])
 	c.rules[r.ID] = r
 	answered := describeRule(r)
 	c.later(func() {
@@ -605,7 +609,7 @@ func (c *call) createSnapshot() answer {
 		return refuse(403, "Invalid share: Source share status must be 'available', but is %s.", share.Status)
 	}
 	s := &Snapshot{ID: newID(), Name: text(req, "name"), Description: text(req, "description"), ShareID: share.ID, Status: "creating", Size: share.Size,
-		Metadata: map[string]string{}, Created: time.Now()}
+		Metadata: map[string]string{}, Created: now()}
 	if c.since(73) {
 		s.Metadata = metadataOf(req["metadata"])
 	}
@@ -646,6 +650,18 @@ func (c *call) getSnapshot() answer {
 		return answer{200, map[string]any{"snapshot": c.describeSnapshot(s)}}
 	}
 	return refuse(404, "Snapshot %s could not be found.", c.path[1])
+}
+
+func (c *call) updateSnapshot() answer {
+	s := c.snapshots[c.path[1]]
+	if s == nil {
+		return refuse(404, "Snapshot %s could not be found.", c.path[1])
+	}
+	req, _ := c.body["snapshot"].(map[string]any)
+	if d, ok := req["display_description"].(string); ok {
+		s.Description = d
+	}
+	return answer{200, map[string]any{"snapshot": c.describeSnapshot(s)}}
 }
 
 func (c *call) deleteSnapshot() answer {

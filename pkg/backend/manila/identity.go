@@ -1,7 +1,6 @@
 package manila
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/base32"
@@ -25,7 +24,7 @@ const (
 	keyRole     = "abaca.role"
 	keyDraft    = "abaca.draft"
 	keySize     = "abaca.size"    // what was asked for, in GiB
-	keyReady    = "abaca.ready"   // CreateShare has finished; its value is "true"
+	keyReady    = "abaca.ready"   // its creation has finished; its value is "true"
 	keyDeleted  = "abaca.deleted" // DeleteShare was called, and snapshots are left
 	keySource   = "abaca.source"  // the snapshot it was made from
 
@@ -126,7 +125,6 @@ func (s *share) asked() int64 {
 	return n
 }
 
-func (s *share) ready() bool    { return s.Metadata[keyReady] == "true" }
 func (s *share) deferred() bool { return s.Metadata[keyDeleted] != "" }
 
 // mine says whether the share was made by this driver and has not gone softly.
@@ -140,25 +138,24 @@ func (b *Backend) ours(ctx context.Context) ([]*share, error) {
 	return slices.DeleteFunc(all, func(s *share) bool { return !b.mine(s) }), err
 }
 
-// named returns the shares that were made for a name, the one that counts first:
-// one that is ready, then one that has not failed, then the oldest, then the
-// lowest id. Everybody chooses alike, so the others can go.
+// named returns the shares that were made for a name, the one that counts first;
+// see sortTwins.
 func (b *Backend) named(ctx context.Context, name string) ([]*share, error) {
-	found, err := b.listShares(ctx, map[string]string{keyID: b.id(name)})
+	return b.sharesOf(ctx, b.id(name))
+}
+
+// sharesOf is named for the id of a name.
+func (b *Backend) sharesOf(ctx context.Context, id string) ([]*share, error) {
+	found, err := b.listShares(ctx, map[string]string{keyID: id})
 	found = slices.DeleteFunc(found, func(s *share) bool { return !b.mine(s) || s.deferred() || s.Status == "deleting" })
-	rank := func(s *share) int {
-		switch {
-		case s.ready():
-			return 0
-		case stateOf(s.Status) != failed:
-			return 1
-		}
-		return 2
-	}
-	slices.SortFunc(found, func(x, y *share) int {
-		return cmp.Or(cmp.Compare(rank(x), rank(y)), x.Created.Compare(y.Created.Time), cmp.Compare(x.ID, y.ID))
-	})
+	sortTwins(found)
 	return found, err
+}
+
+func (b *Backend) shareCalls() calls[*share] {
+	return calls[*share]{b.sharesOf, b.getShare, b.removeShare, func(ctx context.Context, s *share) error {
+		return b.setMetadata(ctx, "shares/"+s.ID, map[string]string{keyReady: "true"})
+	}}
 }
 
 // public is a share in the terms of the contract.
@@ -186,7 +183,7 @@ func (b *Backend) describeSnapshot(req backend.CreateSnapshotRequest) map[string
 	return m
 }
 
-func (b *Backend) oldSnapshotName(name string) string { return "abaca-" + b.id(name) }
+func oldSnapshotName(id string) string { return "abaca-" + id }
 
 // settle gives a snapshot of an old cloud the metadata that it should have.
 func (b *Backend) settle(s *snapshot) *snapshot {
@@ -209,27 +206,38 @@ func oldDescription(m map[string]string) string {
 	return q.Encode()
 }
 
-// snapshotsNamed returns the snapshots that were cut for a name, as named does.
-func (b *Backend) snapshotsNamed(ctx context.Context, name string) ([]*snapshot, error) {
-	q := url.Values{"metadata": {filter(map[string]string{keyID: b.id(name)})}}
+// snapshotsWith returns the snapshots that were cut for the name with an id, as
+// sharesOf does.
+func (b *Backend) snapshotsWith(ctx context.Context, id string) ([]*snapshot, error) {
+	q := url.Values{"metadata": {filter(map[string]string{keyID: id})}}
 	if b.minor < sinceSnapMetadata {
-		q = url.Values{"name": {b.oldSnapshotName(name)}}
+		q = url.Values{"name": {oldSnapshotName(id)}}
 	}
 	found, err := b.listSnapshots(ctx, q)
 	found = slices.DeleteFunc(found, func(s *snapshot) bool {
 		b.settle(s)
-		return s.Metadata[keyID] != b.id(name) || s.Metadata[keyInstance] != b.o.Instance || s.Status == "deleting"
+		return s.Metadata[keyID] != id || s.Metadata[keyInstance] != b.o.Instance || s.Status == "deleting"
 	})
-	slices.SortFunc(found, func(x, y *snapshot) int {
-		rank := func(s *snapshot) int {
-			if stateOf(s.Status) == failed {
-				return 1
-			}
-			return 0
-		}
-		return cmp.Or(cmp.Compare(rank(x), rank(y)), x.Created.Compare(y.Created.Time), cmp.Compare(x.ID, y.ID))
-	})
+	sortTwins(found)
 	return found, err
+}
+
+func (b *Backend) snapshotCalls() calls[*snapshot] {
+	get := func(ctx context.Context, id string) (*snapshot, error) {
+		s, err := b.getSnapshot(ctx, id)
+		if err == nil {
+			b.settle(s)
+		}
+		return s, err
+	}
+	return calls[*snapshot]{b.snapshotsWith, get, b.removeSnapshot, func(ctx context.Context, s *snapshot) error {
+		if b.minor >= sinceSnapMetadata {
+			return b.setMetadata(ctx, "snapshots/"+s.ID, map[string]string{keyReady: "true"})
+		}
+		m := maps.Clone(s.Metadata)
+		m[keyReady] = "true"
+		return b.put(ctx, "snapshots/"+s.ID, map[string]any{"snapshot": map[string]any{"display_description": oldDescription(m)}})
+	}}
 }
 
 func publicSnapshot(s *snapshot) *backend.Snapshot {

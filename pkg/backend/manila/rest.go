@@ -22,33 +22,25 @@ import (
 
 // share is a share as the API describes it.
 type share struct {
-	ID          string            `json:"id"`
-	Name        string            `json:"name"`
-	Status      string            `json:"status"`
-	Protocol    string            `json:"share_proto"`
-	TypeName    string            `json:"share_type_name"`
-	Zone        string            `json:"availability_zone"`
-	SnapshotID  string            `json:"snapshot_id"`
-	Group       string            `json:"share_group_id"`
-	Size        int64             `json:"size"` // GiB
-	Metadata    map[string]string `json:"metadata"`
-	Created     stamp             `json:"created_at"`
-	Snapshots   bool              `json:"snapshot_support"`
-	Clones      bool              `json:"create_share_from_snapshot_support"`
-	Mountable   bool              `json:"mount_snapshot_support"`
-	SoftDeleted bool              `json:"is_soft_deleted"`
+	made
+	Protocol    string `json:"share_proto"`
+	TypeName    string `json:"share_type_name"`
+	Zone        string `json:"availability_zone"`
+	SnapshotID  string `json:"snapshot_id"`
+	Group       string `json:"share_group_id"`
+	Size        int64  `json:"size"` // GiB
+	Snapshots   bool   `json:"snapshot_support"`
+	Clones      bool   `json:"create_share_from_snapshot_support"`
+	Mountable   bool   `json:"mount_snapshot_support"`
+	SoftDeleted bool   `json:"is_soft_deleted"`
 }
 
 // snapshot is a snapshot as the API describes it.
 type snapshot struct {
-	ID          string            `json:"id"`
-	Name        string            `json:"name"`
-	Description string            `json:"description"`
-	ShareID     string            `json:"share_id"`
-	Status      string            `json:"status"`
-	Size        int64             `json:"size"` // GiB
-	Metadata    map[string]string `json:"metadata"`
-	Created     stamp             `json:"created_at"`
+	made
+	Description string `json:"description"`
+	ShareID     string `json:"share_id"`
+	Size        int64  `json:"size"` // GiB
 }
 
 // rule is an access rule of a share or of a snapshot.

@@ -29,7 +29,7 @@ func (b *Backend) CreateShare(ctx context.Context, req backend.CreateShareReques
 		return nil, err
 	}
 	defer unlock()
-	for attempt := 1; ; attempt++ {
+	return attempts(func() (*backend.Share, error) {
 		found, err := b.named(ctx, req.Name)
 		if err != nil {
 			return nil, pendingOr(err) // an earlier call may have made one
@@ -45,22 +45,13 @@ func (b *Backend) CreateShare(ctx context.Context, req backend.CreateShareReques
 				kind = "clone"
 			}
 		}
-		s, err := b.finish(ctx, req, found[0], kind)
-		if errors.Is(err, errAgain) && attempt < 3 {
-			continue
-		}
-		if errors.Is(err, errAgain) {
-			err = fmt.Errorf("%w: %s", backend.ErrUnavailable, err)
-		}
+		s, err := b.finish(ctx, req, found, kind)
 		if err != nil {
 			return nil, err
 		}
 		return b.public(s), nil
-	}
+	})
 }
-
-// errAgain is a share that has gone, and another may do.
-var errAgain = errors.New("the share has gone while it was made")
 
 // make asks for a new share.
 func (b *Backend) make(ctx context.Context, req backend.CreateShareRequest) (*share, error) {
@@ -185,14 +176,16 @@ func (b *Backend) shareType(ctx context.Context, name string) (*shareType, error
 	}
 }
 
-// finish brings a share that was asked for to its end. Kind is that of the work,
-// if it has just begun.
-func (b *Backend) finish(ctx context.Context, req backend.CreateShareRequest, s *share, kind string) (*share, error) {
+// finish brings the share that counts, the first that was found, to its end. Kind is
+// that of the work, if this call has just begun it.
+func (b *Backend) finish(ctx context.Context, req backend.CreateShareRequest, found []*share, kind string) (*share, error) {
+	s := found[0]
 	if err := b.fits(s, req); err != nil {
 		return nil, err
 	}
 	if s.ready() {
-		return s, nil
+		_, err := dropTwins(ctx, b, b.shareCalls(), found, twinAge)
+		return s, err
 	}
 	s, err := b.await(ctx, s.ID, kind, func(s *share) bool { return stateOf(s.Status) != passing })
 	switch {
@@ -218,26 +211,7 @@ func (b *Backend) finish(ctx context.Context, req backend.CreateShareRequest, s 
 			return nil, pendingOr(err)
 		}
 	}
-	// Only the one that everybody chooses becomes ready; the others go.
-	found, err := b.named(ctx, req.Name)
-	if err != nil {
-		return nil, pendingOr(err)
-	}
-	if len(found) == 0 || found[0].ID != s.ID {
-		return nil, errAgain
-	}
-	for _, extra := range found[1:] {
-		if !extra.ready() {
-			if err := b.removeShare(ctx, extra); err != nil {
-				return nil, fmt.Errorf("remove share %s, which was made twice: %w", extra.ID, pendingOr(err))
-			}
-		}
-	}
-	if err := b.setMetadata(ctx, "shares/"+s.ID, map[string]string{keyReady: "true"}); err != nil {
-		return nil, pendingOr(err)
-	}
-	s.Metadata[keyReady] = "true"
-	return s, nil
+	return s, settleTwins(ctx, b, b.shareCalls(), s, kind != "")
 }
 
 // pendingOr makes the error of a step that will be repeated one that says so: a
@@ -409,6 +383,9 @@ func (b *Backend) DeleteShare(ctx context.Context, id string) (err error) {
 		return nil // whatever it is, it is not ours
 	}
 	if !s.deferred() {
+		if err := dropTwinsOf(ctx, b, b.shareCalls(), s); err != nil {
+			return err
+		}
 		left, err := b.snapshotsOf(ctx, id)
 		if err != nil {
 			return err

@@ -25,33 +25,46 @@ func (b *Backend) CreateSnapshot(ctx context.Context, req backend.CreateSnapshot
 		return nil, err
 	}
 	defer unlock()
-	found, err := b.snapshotsNamed(ctx, req.Name)
-	if err != nil {
-		return nil, pendingOr(err) // an earlier call may have cut one
-	}
-	kind := ""
-	if len(found) == 0 {
-		kind = "snapshot"
-		if err := b.cut(ctx, req); err != nil {
+	return attempts(func() (*backend.Snapshot, error) {
+		found, err := b.snapshotsWith(ctx, b.id(req.Name))
+		if err != nil {
+			return nil, pendingOr(err) // an earlier call may have cut one
+		}
+		kind := ""
+		if len(found) == 0 {
+			cut, err := b.cut(ctx, req)
+			if err != nil {
+				return nil, err
+			}
+			found, kind = []*snapshot{cut}, "snapshot"
+		}
+		s, err := b.finishSnapshot(ctx, req, found, kind)
+		if err != nil {
 			return nil, err
 		}
-		if found, err = b.snapshotsNamed(ctx, req.Name); err != nil {
-			return nil, pendingOr(err)
-		}
-		if len(found) == 0 {
-			return nil, fmt.Errorf("%w: Manila does not show the snapshot yet", backend.ErrPending)
-		}
-	}
+		return publicSnapshot(s), nil
+	})
+}
+
+// finishSnapshot is finish for a snapshot.
+func (b *Backend) finishSnapshot(ctx context.Context, req backend.CreateSnapshotRequest, found []*snapshot, kind string) (*snapshot, error) {
 	s := found[0]
 	if s.ShareID != req.ShareID || s.Metadata[keyRole] != string(req.Role) {
 		return nil, fmt.Errorf("%w: snapshot %s is of share %s", backend.ErrConflict, s.ID, s.ShareID)
 	}
-	s, err = b.awaitSnapshot(ctx, s.ID, kind, func(s *snapshot) bool { return stateOf(s.Status) != passing })
+	if s.ready() {
+		if stateOf(s.Status) == failed { // somebody has it, so it stays
+			return nil, fmt.Errorf("%w: snapshot %s is in the state %s: an administrator has to look", backend.ErrUnavailable, s.ID, s.Status)
+		}
+		_, err := dropTwins(ctx, b, b.snapshotCalls(), found, twinAge)
+		return s, err
+	}
+	s, err := b.awaitSnapshot(ctx, s.ID, kind, func(s *snapshot) bool { return stateOf(s.Status) != passing })
 	switch {
 	case err != nil:
 		return nil, pendingOr(err)
 	case s == nil:
-		return nil, fmt.Errorf("%w: it has gone while it was made", backend.ErrUnavailable)
+		return nil, errAgain
 	case stateOf(s.Status) == failed:
 		reason := why("Manila could not cut the snapshot", b.complaint(ctx, s.ID))
 		if err := b.removeSnapshot(ctx, s); err != nil {
@@ -59,42 +72,43 @@ func (b *Backend) CreateSnapshot(ctx context.Context, req backend.CreateSnapshot
 		}
 		return nil, reason
 	}
-	for _, extra := range found[1:] { // cut by another process at the same time
-		if err := b.removeSnapshot(ctx, extra); err != nil {
-			return nil, fmt.Errorf("remove snapshot %s, which was cut twice: %w", extra.ID, pendingOr(err))
-		}
-	}
-	return publicSnapshot(s), nil
+	return s, settleTwins(ctx, b, b.snapshotCalls(), s, kind != "")
 }
 
 // cut asks for a new snapshot.
-func (b *Backend) cut(ctx context.Context, req backend.CreateSnapshotRequest) error {
+func (b *Backend) cut(ctx context.Context, req backend.CreateSnapshotRequest) (*snapshot, error) {
 	parent, err := b.findShare(ctx, req.ShareID)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if !parent.Snapshots {
-		return fmt.Errorf("%w: the share type %q has no snapshots (its extra spec snapshot_support)", backend.ErrUnsupported, parent.TypeName)
+		return nil, fmt.Errorf("%w: the share type %q has no snapshots (its extra spec snapshot_support)", backend.ErrUnsupported, parent.TypeName)
 	}
 	if parent.Status != "available" {
-		return fmt.Errorf("%w: the share is in the state %s", backend.ErrUnavailable, parent.Status)
+		return nil, fmt.Errorf("%w: the share is in the state %s", backend.ErrUnavailable, parent.Status)
 	}
 	m := b.describeSnapshot(req)
+	m[keyReady] = "false" // as long as what it will be, where there is little room
 	ask := map[string]any{"share_id": req.ShareID, "name": label(req.Name), "metadata": m}
 	if b.minor < sinceSnapMetadata {
-		ask = map[string]any{"share_id": req.ShareID, "name": b.oldSnapshotName(req.Name), "description": oldDescription(m)}
+		ask = map[string]any{"share_id": req.ShareID, "name": oldSnapshotName(b.id(req.Name)), "description": oldDescription(m)}
 	}
-	err = b.post(ctx, "snapshots", map[string]any{"snapshot": ask}, nil)
+	var answer struct{ Snapshot *snapshot }
+	err = b.post(ctx, "snapshots", map[string]any{"snapshot": ask}, &answer)
 	refused := (*apiError)(nil)
 	switch {
+	case err == nil && answer.Snapshot != nil && validID(answer.Snapshot.ID):
+		// Who has cut it knows what it is for.
+		answer.Snapshot.ShareID, answer.Snapshot.Metadata = req.ShareID, m
+		return answer.Snapshot, nil
 	case err == nil:
-		return nil
+		err = errStrange
 	case errors.As(err, &refused) && refused.status == http.StatusForbidden:
-		return fmt.Errorf("%w: %w", backend.ErrUnavailable, withoutKind(refused)) // its status has changed meanwhile
+		return nil, fmt.Errorf("%w: %w", backend.ErrUnavailable, withoutKind(refused)) // its status has changed meanwhile
 	case errors.As(err, &refused) && refused.status < 500:
-		return err
+		return nil, err
 	}
-	return fmt.Errorf("%w: it is not known whether Manila has cut the snapshot: %s", backend.ErrPending, err)
+	return nil, fmt.Errorf("%w: it is not known whether Manila has cut the snapshot: %s", backend.ErrPending, err)
 }
 
 // awaitSnapshot is await for a snapshot.
@@ -186,6 +200,9 @@ func (b *Backend) DeleteSnapshot(ctx context.Context, id string) (err error) {
 	}
 	if b.settle(s); s.Metadata[keyInstance] != b.o.Instance {
 		return nil
+	}
+	if err := dropTwinsOf(ctx, b, b.snapshotCalls(), s); err != nil {
+		return err
 	}
 	if s.Status != "deleting" {
 		if err := b.holders(ctx, s); err != nil {

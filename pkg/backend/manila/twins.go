@@ -1,0 +1,171 @@
+package manila
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/abaca-csi/abaca/pkg/backend"
+)
+
+// Two calls may make an object each for one name: two processes at once, or one
+// whose first request had an effect only after it had given up. Then all choose
+// the same one, which is marked ready, and the others go.
+//
+// Who marks an object has looked just before that no other one counts more, and
+// made his look and his mark within markTime. One that was made after such a look
+// may count more all the same, as Manila tells times in whole seconds and has
+// several clocks. So a call removes at once only what it has made itself, which
+// nobody else chooses; a stranger's goes when the object that counts is older than
+// twinAge, as whoever has not seen that one has marked his own by then.
+const (
+	markTime = 20 * time.Second
+	twinAge  = time.Minute
+)
+
+// made is what shares and snapshots have in common.
+type made struct {
+	ID       string            `json:"id"`
+	Name     string            `json:"name"`
+	Status   string            `json:"status"`
+	Metadata map[string]string `json:"metadata"`
+	Created  stamp             `json:"created_at"`
+}
+
+func (m *made) it() *made { return m }
+
+func (m *made) ready() bool { return m.Metadata[keyReady] == "true" }
+
+// object is a share or a snapshot.
+type object interface{ it() *made }
+
+// sortTwins puts the object that counts first: one that is ready, then one that has
+// not failed, then the oldest, then the lowest id.
+func sortTwins[T object](found []T) {
+	rank := func(m *made) int {
+		switch {
+		case m.ready():
+			return 0
+		case stateOf(m.Status) != failed:
+			return 1
+		}
+		return 2
+	}
+	slices.SortFunc(found, func(x, y T) int {
+		a, b := x.it(), y.it()
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), a.Created.Compare(b.Created.Time), cmp.Compare(a.ID, b.ID))
+	})
+}
+
+// calls are those of the API for one kind of object.
+type calls[T object] struct {
+	named  func(ctx context.Context, id string) ([]T, error) // sorted; id is that of the name
+	get    func(ctx context.Context, id string) (T, error)
+	remove func(ctx context.Context, o T) error
+	mark   func(ctx context.Context, o T) error // as ready
+}
+
+// errAgain is an object that has gone, or is not the one that counts, so that
+// another one may do.
+var errAgain = errors.New("it has gone while it was made")
+
+// attempts has a creation done, and done again after errAgain.
+func attempts[T any](do func() (T, error)) (T, error) {
+	for n := 1; ; n++ {
+		o, err := do()
+		if !errors.Is(err, errAgain) {
+			return o, err
+		}
+		if n == 3 {
+			return o, fmt.Errorf("%w: %s", backend.ErrUnavailable, err)
+		}
+	}
+}
+
+// settleTwins marks an object that is done as ready, once it is the only one for its
+// name; errAgain when another one counts. own says that this call has made it.
+func settleTwins[T object](ctx context.Context, b *Backend, c calls[T], o T, own bool) error {
+	m := o.it()
+	for p := (pause{b: b}); ; {
+		looked := b.o.Now()
+		found, err := c.named(ctx, m.Metadata[keyID])
+		switch {
+		case err != nil:
+			return pendingOr(err)
+		case len(found) == 0:
+			return fmt.Errorf("%w: Manila does not list %s", backend.ErrPending, m.ID)
+		case found[0].it().ID != m.ID && own:
+			if err := c.remove(ctx, o); err != nil {
+				return fmt.Errorf("remove %s, which was made twice: %w", m.ID, pendingOr(err))
+			}
+			return errAgain
+		case found[0].it().ID != m.ID:
+			return errAgain
+		}
+		rest, err := dropTwins(ctx, b, c, found, twinAge)
+		if err != nil {
+			return err
+		}
+		if rest == "" {
+			ctx, cancel := context.WithDeadline(ctx, looked.Add(markTime))
+			defer cancel()
+			if err := c.mark(ctx, o); err != nil {
+				return pendingOr(err)
+			}
+			m.Metadata[keyReady] = "true"
+			return nil
+		}
+		if err := p.sleep(ctx); err != nil {
+			return fmt.Errorf("%s was made too, by a call that may choose it: %w", rest, err)
+		}
+	}
+}
+
+// dropTwins removes what was made besides the object that counts, which is the
+// first, and returns the id of one that may still be chosen by the call that made it,
+// as the first is not so old yet.
+func dropTwins[T object](ctx context.Context, b *Backend, c calls[T], found []T, age time.Duration) (rest string, err error) {
+	for _, twin := range found[1:] {
+		id := twin.it().ID
+		if twin.it().ready() {
+			continue
+		}
+		if age > 0 && b.o.Now().Sub(found[0].it().Created.Time) < age {
+			rest = id
+			continue
+		}
+		now, err := c.get(ctx, id)
+		switch {
+		case errors.Is(err, backend.ErrNotFound):
+			continue
+		case err == nil && now.it().ready(): // it is chosen
+			return "", errAgain
+		case err == nil:
+			err = c.remove(ctx, now)
+		}
+		if err != nil {
+			return "", fmt.Errorf("remove %s, which was made twice: %w", id, pendingOr(err))
+		}
+	}
+	return rest, nil
+}
+
+// dropTwinsOf is dropTwins for an object that is ready and about to be deleted, so
+// that nobody makes it any more.
+func dropTwinsOf[T object](ctx context.Context, b *Backend, c calls[T], o T) error {
+	if m := o.it(); !m.ready() || m.Status == "deleting" {
+		return nil
+	}
+	found, err := c.named(ctx, o.it().Metadata[keyID])
+	if err != nil || len(found) == 0 || found[0].it().ID != o.it().ID {
+		return err
+	}
+	_, err = dropTwins(ctx, b, c, found, 0)
+	if errors.Is(err, errAgain) {
+		return nil
+	}
+	return err
+}
