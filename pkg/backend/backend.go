@@ -107,6 +107,13 @@ type CapacityReporter interface {
 	Capacity(ctx context.Context) (Capacity, error)
 }
 
+// Bound is a backend that may serve one node alone.
+type Bound interface {
+	// OnlyNode returns the only node that the backend serves, Capacity.Node, without
+	// asking anybody; empty for any node.
+	OnlyNode() string
+}
+
 // Usage is what is stored in a share or snapshot, in bytes and inodes, as the
 // storage system accounts for it. A negative number is unknown.
 type Usage struct {

@@ -261,6 +261,7 @@ func TestRefusedRequestsLeaveNothing(t *testing.T) {
 	}
 	for node, want := range map[string]codes.Code{"elsewhere": codes.ResourceExhausted, "here": codes.OK} {
 		req := create("at-"+node, writer, nil)
+		f.backend.On("Capacity").Fail(backend.ErrAuth) // which nobody needs to know
 		req.AccessibilityRequirements = &csi.TopologyRequirement{Requisite: []*csi.Topology{{Segments: map[string]string{TopologyKey: node}}}}
 		resp, err := f.CreateVolume(ctx, req)
 		code(t, err, want)

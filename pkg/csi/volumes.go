@@ -58,7 +58,7 @@ func (d *Driver) CreateVolume(ctx context.Context, req *csi.CreateVolumeRequest)
 	if err != nil {
 		return nil, err
 	}
-	if err := c.reachable(ctx); err != nil {
+	if err := c.reachable(); err != nil {
 		return nil, err
 	}
 	snapshotID := req.GetVolumeContentSource().GetSnapshot().GetSnapshotId()
@@ -278,21 +278,17 @@ func topology(node, zone string) []*csi.Topology {
 
 // reachable checks, before anything is made, that one of the places where the
 // volume is wanted can reach the backend.
-func (c creation) reachable(ctx context.Context) error {
-	reporter, ok := c.backend.(backend.CapacityReporter)
-	if !ok || len(c.requisite) == 0 {
+func (c creation) reachable() error {
+	bound, ok := c.backend.(backend.Bound)
+	if !ok || bound.OnlyNode() == "" || len(c.requisite) == 0 {
 		return nil
 	}
-	capacity, err := reporter.Capacity(ctx)
-	if err != nil || capacity.Node == "" {
-		return err
-	}
 	for _, t := range c.requisite {
-		if at, ok := t.GetSegments()[TopologyKey]; !ok || at == capacity.Node {
+		if at, ok := t.GetSegments()[TopologyKey]; !ok || at == bound.OnlyNode() {
 			return nil
 		}
 	}
-	return fmt.Errorf("the backend serves node %q, which is not among those that the volume is wanted on: %w", capacity.Node, backend.ErrExhausted)
+	return fmt.Errorf("the backend serves node %q, which is not among those that the volume is wanted on: %w", bound.OnlyNode(), backend.ErrExhausted)
 }
 
 // contentSource puts a source's handle back into the request's terms.

@@ -25,6 +25,9 @@ func testCapacity(s *suite) {
 	if export := s.export(ofShare(share), "consumer"); export.Node != before.Node || share.Node != before.Node {
 		s.Errorf("the backend serves node %q, its share %q, and its export %q", before.Node, share.Node, export.Node)
 	}
+	if bound, ok := s.raw().(backend.Bound); before.Node != "" && !ok || ok && bound.OnlyNode() != before.Node {
+		s.Errorf("the backend serves node %q, and does not say so", before.Node)
+	}
 	after, err := reporter.Capacity(s.ctx)
 	s.ok(err)
 	if after.Available > before.Available || after.Available < 0 {

@@ -230,6 +230,14 @@ func (f *Backend) Capacity(ctx context.Context) (backend.Capacity, error) {
 	return call(ctx, f, "Capacity", func() (backend.Capacity, error) { return inner.Capacity(ctx) })
 }
 
+// OnlyNode implements backend.Bound; it cannot fail.
+func (f *Backend) OnlyNode() string {
+	if inner, ok := f.inner.(backend.Bound); ok {
+		return inner.OnlyNode()
+	}
+	return ""
+}
+
 // Usage implements backend.UsageReporter.
 func (f *Backend) Usage(ctx context.Context, target backend.Target) (backend.Usage, error) {
 	inner, ok := f.inner.(backend.UsageReporter)

@@ -57,7 +57,7 @@ type Options struct {
 	Node string
 }
 
-// Backend implements backend.Backend, CapacityReporter and UsageReporter.
+// Backend implements backend.Backend, CapacityReporter, Bound and UsageReporter.
 type Backend struct {
 	node  string
 	dir   string   // absolute path of the file system's part that is ours
@@ -70,6 +70,7 @@ type Backend struct {
 var (
 	_ backend.Backend          = (*Backend)(nil)
 	_ backend.CapacityReporter = (*Backend)(nil)
+	_ backend.Bound            = (*Backend)(nil)
 	_ backend.UsageReporter    = (*Backend)(nil)
 )
 
@@ -318,6 +319,9 @@ func (b *Backend) Capacity(ctx context.Context) (_ backend.Capacity, err error) 
 	total, free, err := b.space()
 	return backend.Capacity{Available: free, MaxShareSize: total, MinShareSize: MinShareSize, Node: b.node}, err
 }
+
+// OnlyNode implements backend.Bound.
+func (b *Backend) OnlyNode() string { return b.node }
 
 func checkName(name string) error {
 	if name == "" || len(name) > maxName || !utf8.ValidString(name) {

@@ -61,7 +61,7 @@ func NewStore(dir string) *Store {
 }
 
 // Open returns a backend over the store. It is a backend.CapacityReporter, a
-// backend.UsageReporter and a backend.Granter too.
+// backend.Bound, a backend.UsageReporter and a backend.Granter too.
 func (s *Store) Open() backend.Backend { return handle{s} }
 
 type handle struct{ *Store }
@@ -351,6 +351,9 @@ func (h handle) Capacity(ctx context.Context) (backend.Capacity, error) {
 		return backend.Capacity{Available: h.available(), MaxShareSize: h.Room, MinShareSize: 1, Node: h.Node}, nil
 	}, "capacity")
 }
+
+// OnlyNode implements backend.Bound.
+func (h handle) OnlyNode() string { return h.Node }
 
 // Usage implements backend.UsageReporter: the apparent sizes of the files, or
 // unknown where there are none.
