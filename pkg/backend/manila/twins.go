@@ -22,8 +22,8 @@ import (
 // nobody else chooses; a stranger's goes when the object that counts is older than
 // twinAge, as whoever has not seen that one has marked his own by then.
 const (
-	markTime = 20 * time.Second
-	twinAge  = time.Minute
+	markTime = 10 * time.Second
+	twinAge  = 30 * time.Second
 )
 
 // made is what shares and snapshots have in common.
