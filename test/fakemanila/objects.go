@@ -24,6 +24,8 @@ type Share struct {
 	Deleted  bool // softly
 	// Locations are its export paths.
 	Locations []Location
+	// Specs are the extra specs of its type as they were when it was made.
+	Specs map[string]any
 }
 
 // Location is one export location.
@@ -57,9 +59,13 @@ type Type struct {
 }
 
 type message struct {
-	id, resource, level, detail, text string
-	created                           time.Time
+	id, resource, level, detail, action, text string
+	created                                   time.Time
 }
+
+// actions are what a message can be about (manila/message/message_field.py); its text
+// begins with that.
+var actions = map[string]string{"allocate host": "001", "create": "002", "delete access rules": "003", "delete": "007", "extend": "008", "update access rules": "010"}
 
 // route is one call of the API, since a minor version.
 type route struct {
@@ -136,8 +142,8 @@ func (c *call) describe(s *Share) map[string]any {
 		"id": s.ID, "size": s.Size, "availability_zone": nullable(s.Zone), "created_at": s.Created.UTC().Format(stamp), "status": s.Status,
 		"name": nullable(s.Name), "description": nil, "project_id": project, "snapshot_id": nullable(s.FromSnapshot), "share_network_id": nullable(s.Network), "share_group_id": nullable(s.Group),
 		"share_proto": s.Protocol, "metadata": s.Metadata, "share_type": t.ID, "share_type_name": t.Name, "is_public": false,
-		"snapshot_support": truth(t.Specs["snapshot_support"]), "create_share_from_snapshot_support": truth(t.Specs["create_share_from_snapshot_support"]),
-		"mount_snapshot_support": truth(t.Specs["mount_snapshot_support"]), "revert_to_snapshot_support": false,
+		"snapshot_support": truth(s.Specs["snapshot_support"]), "create_share_from_snapshot_support": truth(s.Specs["create_share_from_snapshot_support"]),
+		"mount_snapshot_support": truth(s.Specs["mount_snapshot_support"]), "revert_to_snapshot_support": false,
 		"access_rules_status": c.rulesStatus(s.ID), "has_replicas": false, "progress": "100%",
 	}
 	if c.since(69) {
@@ -224,7 +230,7 @@ func (c *call) createShare() answer {
 	}
 	s := &Share{ID: newID(), Name: text(req, "name"), Status: "creating", Protocol: strings.ToUpper(text(req, "share_proto")), Type: t.ID,
 		Zone: cmp.Or(text(req, "availability_zone"), "az-one"), Network: text(req, "share_network_id"), Group: text(req, "share_group_id"), Size: int(size), Quota: int(size),
-		Metadata: metadata, Created: now()}
+		Metadata: metadata, Created: now(), Specs: maps.Clone(t.Specs)}
 	if source != nil {
 		s.Status, s.FromSnapshot, s.Quota = "creating_from_snapshot", source.ID, source.Size // a defect of the real one
 	}
@@ -246,7 +252,7 @@ func (c *call) createShare() answer {
 			}
 			if err := copyTree(from, c.Tree(s.ID)); err != nil {
 				s.Status = "error"
-				c.say(s.ID, "001", err.Error())
+				c.say(s.ID, "001", "create: "+err.Error())
 				return
 			}
 		}
@@ -272,7 +278,8 @@ func (s *Server) used() (gigabytes int) {
 }
 
 func (s *Server) say(resource, detail, text string) {
-	s.messages = append(s.messages, &message{newID(), resource, "ERROR", detail, text, now()})
+	action, _, _ := strings.Cut(text, ":")
+	s.messages = append(s.messages, &message{newID(), resource, "ERROR", detail, actions[action], text, now()})
 }
 
 func (c *call) share() *Share { return c.shares[c.path[1]] }
@@ -602,7 +609,7 @@ func (c *call) createSnapshot() answer {
 	if share == nil {
 		return refuse(404, "Share %s could not be found.", text(req, "share_id"))
 	}
-	if t := c.typeOf(share.Type); !truth(t.Specs["snapshot_support"]) {
+	if !truth(share.Specs["snapshot_support"]) {
 		return refuse(403, "Snapshots are not supported.")
 	}
 	if share.Status != "available" {
@@ -694,7 +701,7 @@ func (c *call) mountable() (*Snapshot, *answer) {
 		return nil, &a
 	}
 	share := c.shares[s.ShareID]
-	if share == nil || !truth(c.typeOf(share.Type).Specs["mount_snapshot_support"]) {
+	if share == nil || !truth(share.Specs["mount_snapshot_support"]) {
 		a := refuse(400, "Cannot control access to the snapshot %s since the parent share %s does not support mounting its snapshots.", s.ID, s.ShareID)
 		return nil, &a
 	}
@@ -753,7 +760,7 @@ func (c *call) listMessages() answer {
 	for _, m := range slices.Backward(c.messages) {
 		if id := c.r.URL.Query().Get("resource_id"); id == "" || id == m.resource {
 			out = append(out, map[string]any{"id": m.id, "resource_id": m.resource, "resource_type": "SHARE", "message_level": m.level,
-				"detail_id": m.detail, "user_message": m.text, "created_at": m.created.UTC().Format(stamp), "action_id": "001", "project_id": project})
+				"detail_id": m.detail, "user_message": m.text, "created_at": m.created.UTC().Format(stamp), "action_id": m.action, "project_id": project})
 		}
 	}
 	return c.page("messages", out, never)
@@ -829,7 +836,17 @@ func (s *Server) Alter(change func(shares map[string]*Share, snapshots map[strin
 	change(s.shares, s.snapshots, s.rules, s.types)
 }
 
-// Say adds a user message of level ERROR about a share.
+// Age makes all messages older.
+func (s *Server) Age(by time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range s.messages {
+		m.created = m.created.Add(-by)
+	}
+}
+
+// Say adds a user message of level ERROR about a share, in Manila's form: the action,
+// a colon and the detail.
 func (s *Server) Say(share, detail, text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

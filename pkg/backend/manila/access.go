@@ -578,7 +578,7 @@ func (b *Backend) serve(ctx context.Context, at side, needed, wanted []access, f
 // its reason is told.
 func (b *Backend) allow(ctx context.Context, at side, a access, fresh bool) error {
 	kind, to := at.kind, a.to
-	asked := false
+	asked, begun := false, b.o.Now()
 	for p := (pause{b: b, kind: "rule"}); ; {
 		var rules []rule
 		if asked || !fresh {
@@ -598,7 +598,11 @@ func (b *Backend) allow(ctx context.Context, at side, a access, fresh bool) erro
 		case i < 0:
 			return fmt.Errorf("%w: %s", errGone, to)
 		case rules[i].State == "error":
-			told := b.complaint(ctx, at.id)
+			since := begun
+			if !asked {
+				since = time.Time{} // it may have failed long ago
+			}
+			told := b.complaint(ctx, at.id, since, ruling...)
 			if !b.madeByUs(at, rules[i]) {
 				return &refusedRule{why("Manila could not let "+to+" in by a rule that is not ours", told)}
 			}

@@ -180,7 +180,7 @@ func TestNoReaders(t *testing.T) {
 				for _, r := range rules {
 					if r.Level == "ro" && r.State == "queued_to_apply" {
 						r.State = "error"
-						writers.Do(func() { go c.Say(share.ID, "021", "access_level: ro is not supported") })
+						writers.Do(func() { go c.Say(share.ID, "021", "update access rules: ro is not supported") })
 					}
 				}
 			})

@@ -248,7 +248,7 @@ func orEmpty(m map[string]string) map[string]string {
 // undo removes a share that Manila could not make, and says why it could not. It
 // is final only when nothing is left.
 func (b *Backend) undo(ctx context.Context, s *share) error {
-	reason := why("Manila could not make the share", b.complaint(ctx, s.ID))
+	reason := why("Manila could not make the share", b.complaint(ctx, s.ID, time.Time{}, creating...))
 	if err := b.removeShare(ctx, s); err != nil {
 		return fmt.Errorf("%w: %s; and removing it: %s", backend.ErrPending, reason, err)
 	}
@@ -337,10 +337,11 @@ func (b *Backend) extend(ctx context.Context, s *share, size int64) (*share, err
 		case settled == nil:
 			return nil, backend.ErrNotFound
 		case stateOf(settled.Status) == failed:
-			return nil, why("the share is in the state "+settled.Status, b.complaint(ctx, id))
+			return nil, why("the share is in the state "+settled.Status, b.complaint(ctx, id, time.Time{}, extending...))
 		case settled.Size >= size:
 			return settled, nil
 		}
+		begun := b.o.Now()
 		err = b.post(ctx, "shares/"+id+"/action", map[string]any{"extend": map[string]any{"new_size": size}}, nil)
 		refused := (*apiError)(nil)
 		if errors.As(err, &refused) && (refused.status == http.StatusForbidden || refused.status == http.StatusRequestEntityTooLarge) {
@@ -359,7 +360,7 @@ func (b *Backend) extend(ctx context.Context, s *share, size int64) (*share, err
 			return nil, backend.ErrNotFound
 		}
 		if s.Size < size && stateOf(s.Status) == usable {
-			return nil, why("Manila did not extend the share", b.complaint(ctx, id))
+			return nil, why("Manila did not extend the share", b.complaint(ctx, id, begun, extending...))
 		}
 	}
 	return s, nil
@@ -448,7 +449,7 @@ func (b *Backend) removeShare(ctx context.Context, s *share) error {
 	switch {
 	case refused != nil && status == "error_deleting":
 		return why("Manila has failed to delete the share, and tries again only when an administrator has put it into the state error "+
-			"(openstack share set --status error "+id+")", b.complaint(ctx, id))
+			"(openstack share set --status error "+id+")", b.complaint(ctx, id, time.Time{}, deleting...))
 	case refused != nil:
 		return fmt.Errorf("%w: Manila does not delete it%s: %w", backend.ErrInUse, b.lockedBy(ctx, id), withoutKind(refused))
 	case err != nil:
@@ -468,7 +469,7 @@ func (b *Backend) removeShare(ctx context.Context, s *share) error {
 	if err != nil || s == nil {
 		return err
 	}
-	return why("Manila could not delete the share, which is in the state "+s.Status, b.complaint(ctx, id))
+	return why("Manila could not delete the share, which is in the state "+s.Status, b.complaint(ctx, id, time.Time{}, deleting...))
 }
 
 // settled says whether nothing is being done to an object, but for its deletion.

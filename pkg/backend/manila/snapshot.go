@@ -66,7 +66,7 @@ func (b *Backend) finishSnapshot(ctx context.Context, req backend.CreateSnapshot
 	case s == nil:
 		return nil, errAgain
 	case stateOf(s.Status) == failed:
-		reason := why("Manila could not cut the snapshot", b.complaint(ctx, s.ID))
+		reason := why("Manila could not cut the snapshot", b.complaint(ctx, s.ID, time.Time{}, creating...))
 		if err := b.removeSnapshot(ctx, s); err != nil {
 			return nil, fmt.Errorf("%w: %s; and removing it: %s", backend.ErrPending, reason, err)
 		}
@@ -308,7 +308,7 @@ func (b *Backend) removeSnapshot(ctx context.Context, s *snapshot) error {
 	if err != nil || gone == nil {
 		return err
 	}
-	return why("Manila could not delete the snapshot", b.complaint(ctx, s.ID))
+	return why("Manila could not delete the snapshot", b.complaint(ctx, s.ID, time.Time{}, deleting...))
 }
 
 // ListSnapshots implements backend.Backend.

@@ -207,8 +207,14 @@ func takeDown(t *testing.T, c *cloud, when string) {
 // says why, in a way that tells an orchestrator what to do.
 func TestFailedShares(t *testing.T) {
 	for detail, kind := range map[string]error{
-		"002": backend.ErrExhausted, "007": backend.ErrExhausted, "008": backend.ErrInvalid, "017": backend.ErrUnavailable,
-		"020": backend.ErrInvalid, "028": backend.ErrUnavailable, "033": backend.ErrExhausted, "999": backend.ErrUnavailable,
+		"001": backend.ErrUnavailable, "002": backend.ErrExhausted, "003": backend.ErrInvalid, "004": backend.ErrExhausted,
+		"005": backend.ErrUnavailable, "006": backend.ErrUnavailable, "007": backend.ErrExhausted, "008": backend.ErrInvalid,
+		"009": backend.ErrExhausted, "010": backend.ErrExhausted, "011": backend.ErrExhausted, "012": backend.ErrExhausted,
+		"013": backend.ErrExhausted, "014": backend.ErrInvalid, "015": backend.ErrUnsupported, "016": backend.ErrExhausted,
+		"017": backend.ErrUnavailable, "018": backend.ErrInvalid, "019": backend.ErrUnsupported, "020": backend.ErrInvalid,
+		"021": backend.ErrUnsupported, "022": backend.ErrUnsupported, "023": backend.ErrUnsupported, "024": backend.ErrInvalid,
+		"025": backend.ErrInvalid, "026": backend.ErrUnsupported, "027": backend.ErrExhausted, "028": backend.ErrUnavailable,
+		"033": backend.ErrExhausted, "999": backend.ErrUnavailable,
 	} {
 		// It is being made for as long as it takes to fail it.
 		var failed atomic.Bool
@@ -452,23 +458,22 @@ func TestTokens(t *testing.T) {
 	}
 }
 
-// TestUnwell: a cloud that is slow, asks for patience, breaks connections, or
+// TestUnwell: a cloud that asks for patience, breaks connections, or
 // answers what is no answer.
 func TestUnwell(t *testing.T) {
 	for name, test := range map[string]struct {
 		fault fakemanila.Fault
 		want  error // nil: it gets over it
 	}{
-		"429 with Retry-After":  {fakemanila.Fault{Path: "/shares", Status: http.StatusTooManyRequests, Times: 2, Header: map[string]string{"Retry-After": "0"}}, nil},
-		"503 of a listing":      {fakemanila.Fault{Method: "GET", Path: "/shares", Status: 503, Times: 2}, nil},
-		"503 of a creation":     {fakemanila.Fault{Method: "POST", Path: "/shares", Status: 503}, backend.ErrPending},
-		"500 of a creation":     {fakemanila.Fault{Method: "POST", Path: "/shares", Status: 500}, backend.ErrPending},
-		"cut, nothing made":     {fakemanila.Fault{Method: "POST", Path: "/shares", Cut: true}, backend.ErrPending},
-		"cut, all made":         {fakemanila.Fault{Method: "POST", Path: "/shares", Cut: true, After: true}, backend.ErrPending},
-		"a page instead":        {fakemanila.Fault{Method: "GET", Path: "/shares", Status: 200, Text: "<html>Welcome</html>"}, backend.ErrUnavailable},
-		"a proxy's 404":         {fakemanila.Fault{Method: "GET", Path: "/shares", Status: 404, Text: "<html>no such page</html>"}, backend.ErrUnavailable},
-		"a proxy's 502":         {fakemanila.Fault{Method: "GET", Path: "/shares", Status: 502, Text: "<html>Bad Gateway</html>"}, backend.ErrUnavailable},
-		"a quarter of a second": {fakemanila.Fault{Path: "/shares", Delay: 250 * time.Millisecond, Times: 3}, nil},
+		"429 with Retry-After": {fakemanila.Fault{Path: "/shares", Status: http.StatusTooManyRequests, Times: 2, Header: map[string]string{"Retry-After": "0"}}, nil},
+		"503 of a listing":     {fakemanila.Fault{Method: "GET", Path: "/shares", Status: 503, Times: 2}, nil},
+		"503 of a creation":    {fakemanila.Fault{Method: "POST", Path: "/shares", Status: 503}, backend.ErrPending},
+		"500 of a creation":    {fakemanila.Fault{Method: "POST", Path: "/shares", Status: 500}, backend.ErrPending},
+		"cut, nothing made":    {fakemanila.Fault{Method: "POST", Path: "/shares", Cut: true}, backend.ErrPending},
+		"cut, all made":        {fakemanila.Fault{Method: "POST", Path: "/shares", Cut: true, After: true}, backend.ErrPending},
+		"a page instead":       {fakemanila.Fault{Method: "GET", Path: "/shares", Status: 200, Text: "<html>Welcome</html>"}, backend.ErrUnavailable},
+		"a proxy's 404":        {fakemanila.Fault{Method: "GET", Path: "/shares", Status: 404, Text: "<html>no such page</html>"}, backend.ErrUnavailable},
+		"a proxy's 502":        {fakemanila.Fault{Method: "GET", Path: "/shares", Status: 502, Text: "<html>Bad Gateway</html>"}, backend.ErrUnavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -498,6 +503,39 @@ func TestUnwell(t *testing.T) {
 	old := newCloud(t, fakemanila.Options{Microversion: "2.37"})
 	if _, err := Open(t.Context(), old.options()); !errors.Is(err, backend.ErrInvalid) || !strings.Contains(err.Error(), "2.45") {
 		t.Errorf("an old cloud: %v", err)
+	}
+}
+
+// TestOldMessages: a message of long ago, or about something else, is not the reason
+// of what fails now.
+func TestOldMessages(t *testing.T) {
+	var stuck atomic.Bool
+	c := newCloud(t, fakemanila.Options{Delay: func() time.Duration {
+		if stuck.Load() {
+			return time.Hour
+		}
+		return 0
+	}})
+	b := c.open()
+	share := ok[*backend.Share](t)(b.CreateShare(t.Context(), request("data")))
+	ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{ShareID: share.ID}, "one"))
+	c.Say(share.ID, "021", "update access rules: the level is not supported")
+	c.Age(time.Hour)
+	c.Say(share.ID, "015", "extend: the back end could not")
+	stuck.Store(true)
+	go func() {
+		for done := false; !done && t.Context().Err() == nil; time.Sleep(time.Millisecond) {
+			c.Alter(func(_ map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, rules map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+				for _, r := range rules {
+					r.State, done = "error", true
+				}
+			})
+		}
+	}()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second) // for the rule, which does not go either
+	defer cancel()
+	if _, err := b.Grant(ctx, "one", node1, true); !errors.Is(err, backend.ErrUnavailable) || !strings.Contains(err.Error(), "no reason") {
+		t.Errorf("a rule in error: %v", err)
 	}
 }
 
@@ -634,7 +672,7 @@ func TestRules(t *testing.T) {
 			})
 		}
 	}()
-	c.Say(share.ID, "021", "access_to: the level is not supported")
+	c.Say(share.ID, "021", "update access rules: the level is not supported")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second) // for the rule, which does not go either
 	ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{ShareID: share.ID}, "failing"))
 	_, err := b.Grant(ctx, "failing", node1, false)
