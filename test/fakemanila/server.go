@@ -27,6 +27,8 @@ import (
 type Options struct {
 	// Microversion is the highest that the API speaks; empty is 2.89.
 	Microversion string
+	// Claimed is the one that its list of versions tells; empty is the same.
+	Claimed string
 	// Delay is how long a transition in the background takes; nil is none.
 	Delay func() time.Duration
 	// Dir is where the contents of shares are; empty for nowhere.
@@ -95,8 +97,8 @@ type Fault struct {
 	Status int
 	Header map[string]string
 	Text   string
-	// Cut ends the connection without an answer. With After, the request has its
-	// effect first.
+	// Cut ends the connection without an answer, and Delay puts it off. With After,
+	// the request has its effect first.
 	Cut, After bool
 	Delay      time.Duration
 	// Expire makes every token that was given out invalid first.
@@ -109,6 +111,9 @@ type Fault struct {
 func New(o Options) *Server {
 	if o.Microversion == "" {
 		o.Microversion = "2.89"
+	}
+	if o.Claimed == "" {
+		o.Claimed = o.Microversion
 	}
 	if o.Delay == nil {
 		o.Delay = func() time.Duration { return 0 }
@@ -248,12 +253,20 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	fault := s.fault(r, string(text))
 	s.mu.Unlock()
-	if fault != nil && fault.Delay > 0 {
+	// putOff waits, and says whether the client does too.
+	putOff := func(after bool) bool {
+		if fault == nil || fault.Delay == 0 || fault.After != after {
+			return true
+		}
 		select {
 		case <-r.Context().Done():
-			return
+			return false
 		case <-time.After(fault.Delay):
+			return true
 		}
+	}
+	if !putOff(false) {
+		return
 	}
 	if fault != nil && fault.Expire {
 		s.ExpireTokens()
@@ -293,10 +306,13 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if strike != nil && strike(change, true) {
 		panic(http.ErrAbortHandler)
 	}
-	if fault != nil && fault.After {
-		if fault.Cut {
-			panic(http.ErrAbortHandler)
-		}
+	if !putOff(true) {
+		return
+	}
+	if fault != nil && fault.After && fault.Cut {
+		panic(http.ErrAbortHandler)
+	}
+	if fault != nil && fault.After && fault.Status != 0 {
 		a = answer{fault.Status, fault.Text}
 	}
 	s.mu.Lock()
@@ -361,7 +377,7 @@ type tokenBody struct {
 }
 
 func (c *call) versions() any {
-	return map[string]any{"versions": []any{map[string]any{"id": "v2.0", "status": "CURRENT", "version": c.o.Microversion,
+	return map[string]any{"versions": []any{map[string]any{"id": "v2.0", "status": "CURRENT", "version": c.o.Claimed,
 		"min_version": "2.0", "links": []any{map[string]any{"rel": "self", "href": c.http.URL + "/v2/"}}}}}
 }
 

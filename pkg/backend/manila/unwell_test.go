@@ -1,0 +1,103 @@
+package manila
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/abaca-csi/abaca/pkg/backend"
+	"github.com/abaca-csi/abaca/test/fakemanila"
+)
+
+// TestSlowerThanTheCall: an answer takes longer than the caller has time, before the
+// request has its effect or after it. The call ends with its time, and the repeated
+// one finds what was made.
+func TestSlowerThanTheCall(t *testing.T) {
+	for _, after := range []bool{false, true} {
+		t.Run(fmt.Sprint("after it: ", after), func(t *testing.T) {
+			t.Parallel()
+			n := 0
+			for ; ; n++ {
+				c := newCloud(t, fakemanila.Options{Delay: slow})
+				b := c.open()
+				c.Requests()
+				c.Add(fakemanila.Fault{Path: "/v2/", Skip: n, Delay: time.Minute, After: after})
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				begun := time.Now()
+				_, err := b.CreateShare(ctx, request("data"))
+				cancel()
+				if err == nil {
+					break
+				}
+				if took := time.Since(begun); took > 30*time.Second || !errors.Is(err, backend.ErrPending) && !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("request %d: after %s: %v", n, took, err)
+				}
+				ok[*backend.Share](t)(b.CreateShare(t.Context(), request("data")))
+				takeDown(t, c, fmt.Sprint("request ", n))
+			}
+			if n < 4 {
+				t.Errorf("of %d requests only", n)
+			}
+		})
+	}
+}
+
+// TestMicroversion: a cloud that refuses the microversion that it lists, from the
+// start or at one of its servers.
+func TestMicroversion(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{Microversion: "2.60", Claimed: "2.89"})
+	if _, err := Open(t.Context(), c.options()); !errors.Is(err, backend.ErrUnsupported) || !strings.Contains(err.Error(), "maximum is 2.60") {
+		t.Errorf("open: %v", err)
+	}
+	refusal := fakemanila.Fault{Status: http.StatusNotAcceptable, Text: `{"computeFault":{"code":406,"message":"Version 2.89 is not supported by the API."}}`}
+	for n := 0; ; n++ {
+		c := newCloud(t, fakemanila.Options{Delay: slow})
+		b := c.open()
+		// The call before has made a share, and does not know.
+		c.Add(fakemanila.Fault{Method: "POST", Path: "/shares", Cut: true, After: true})
+		if _, err := b.CreateShare(t.Context(), request("data")); !errors.Is(err, backend.ErrPending) {
+			t.Fatal(err)
+		}
+		f := refusal
+		f.Path, f.Skip = "/v2/", n
+		c.Add(f)
+		_, err := b.CreateShare(t.Context(), request("data"))
+		if err == nil {
+			break
+		}
+		if !unsure(err) {
+			t.Errorf("request %d: %v", n, err)
+		}
+		ok[*backend.Share](t)(b.CreateShare(t.Context(), request("data")))
+		takeDown(t, c, fmt.Sprint("request ", n))
+	}
+}
+
+// TestTypeChanged: what a share can do was decided when it was made.
+func TestTypeChanged(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{})
+	b := c.open()
+	old := ok[*backend.Share](t)(b.CreateShare(t.Context(), request("old")))
+	c.Alter(func(_ map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, types []*fakemanila.Type) {
+		for _, typ := range types {
+			clear(typ.Specs)
+		}
+	})
+	cut := backend.CreateSnapshotRequest{Name: "cut", ShareID: old.ID, Role: backend.RoleUser}
+	snapshot := ok[*backend.Snapshot](t)(b.CreateSnapshot(t.Context(), cut))
+	ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{SnapshotID: snapshot.ID}, "one"))
+	clone := request("clone")
+	clone.FromSnapshot = snapshot.ID
+	copied := ok[*backend.Share](t)(b.CreateShare(t.Context(), clone))
+	if now := ok[*backend.Share](t)(b.Share(t.Context(), old.ID)); !now.Can.Snapshot || copied.Can.Snapshot {
+		t.Errorf("the old one can do %+v, and the new one %+v", now.Can, copied.Can)
+	}
+	cut.Name, cut.ShareID = "never", copied.ID
+	if _, err := b.CreateSnapshot(t.Context(), cut); !errors.Is(err, backend.ErrUnsupported) {
+		t.Errorf("a snapshot of the new one: %v", err)
+	}
+}
