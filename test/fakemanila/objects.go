@@ -36,6 +36,7 @@ type Location struct {
 type Snapshot struct {
 	ID, Name, Description, ShareID, Status string
 
+	Instance string // the id of its only one
 	Size     int
 	Metadata map[string]string
 	Created  time.Time
@@ -97,6 +98,7 @@ func init() {
 		{"GET", "snapshots/*/access-list", 32, (*call).listSnapshotRules},
 		{"POST", "snapshots/*/action", 32, (*call).snapshotAction},
 		{"GET", "snapshots/*/export-locations", 32, (*call).snapshotLocations},
+		{"GET", "snapshot-instances", 19, (*call).listInstances},
 		{"GET", "types", 0, (*call).listTypes},
 		{"GET", "messages", 37, (*call).listMessages},
 		{"GET", "quota-sets/*/detail", 25, (*call).quota},
@@ -591,7 +593,7 @@ func (c *call) createSnapshot() answer {
 	if share.Status != "available" {
 		return refuse(403, "Invalid share: Source share status must be 'available', but is %s.", share.Status)
 	}
-	s := &Snapshot{ID: newID(), Name: text(req, "name"), Description: text(req, "description"), ShareID: share.ID, Status: "creating", Size: share.Size,
+	s := &Snapshot{ID: newID(), Instance: newID(), Name: text(req, "name"), Description: text(req, "description"), ShareID: share.ID, Status: "creating", Size: share.Size,
 		Metadata: map[string]string{}, Created: time.Now()}
 	if c.since(73) {
 		s.Metadata = metadataOf(req["metadata"])
@@ -633,6 +635,19 @@ func (c *call) getSnapshot() answer {
 		return answer{200, map[string]any{"snapshot": c.describeSnapshot(s)}}
 	}
 	return refuse(404, "Snapshot %s could not be found.", c.path[1])
+}
+
+func (c *call) listInstances() answer {
+	if !c.o.Instances {
+		return refuse(403, "Policy doesn't allow share_snapshot_instance:index to be performed.")
+	}
+	out := []any{}
+	for _, s := range c.snapshots {
+		if of := c.r.URL.Query().Get("snapshot_id"); of == "" || of == s.ID {
+			out = append(out, map[string]any{"id": s.Instance, "snapshot_id": s.ID, "status": s.Status})
+		}
+	}
+	return answer{200, map[string]any{"snapshot_instances": out}}
 }
 
 func (c *call) deleteSnapshot() answer {

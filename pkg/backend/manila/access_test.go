@@ -299,7 +299,7 @@ func TestGhost(t *testing.T) {
 	c := newCloud(t, fakemanila.Options{Delay: slow})
 	b := c.open()
 	req := request("shown")
-	req.Parameters = map[string]string{"type": "cephfs", "protocol": "NFS", "snapshotDirectory": ".snapshot/{name}"}
+	req.Parameters = map[string]string{"type": "cephfs", "protocol": "NFS", "snapshotDirectory": ".snapshot/{id}"}
 	share := ok[*backend.Share](t)(b.CreateShare(t.Context(), req))
 	ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{ShareID: share.ID}, "one"))
 	ok[*backend.Export](t)(b.Grant(t.Context(), "one", node1, true))

@@ -274,6 +274,9 @@ func TestRefusals(t *testing.T) {
 		"metadata of ours":             {with("a", map[string]string{"appendShareMetadata": `{"abaca.id":"x"}`}), backend.ErrInvalid, "abaca.id"},
 		"metadata that is no object":   {with("a", map[string]string{"appendShareMetadata": "x"}), backend.ErrInvalid, "JSON"},
 		"a directory outside":          {with("a", map[string]string{"snapshotDirectory": "../{id}"}), backend.ErrInvalid, "relative"},
+		"a directory that is no path":  {with("a", map[string]string{"snapshotDirectory": ".snapshot//{id}"}), backend.ErrInvalid, "relative"},
+		"a malformed pattern":          {with("a", map[string]string{"snapshotDirectory": ".snapshot/[{id}"}), backend.ErrInvalid, "relative"},
+		"a name that no driver gives":  {with("a", map[string]string{"snapshotDirectory": ".snapshot/{name}"}), backend.ErrInvalid, "{instance_}"},
 	} {
 		_, err := b.CreateShare(t.Context(), test.req)
 		if !errors.Is(err, test.kind) || !strings.Contains(err.Error(), test.words) {
@@ -338,6 +341,45 @@ func TestCloneTooLarge(t *testing.T) {
 	}
 	if left := c.Counts(); left != "1 shares, 1 snapshots, 0 rules" {
 		t.Errorf("there is %s", left)
+	}
+}
+
+// TestSnapshotDirectory: a snapshot is looked for by the name that the back end's
+// driver gives it; where that cannot be known, nothing is held, and the error says
+// who has to do what.
+func TestSnapshotDirectory(t *testing.T) {
+	for pattern, name := range map[string]func(*fakemanila.Snapshot) string{
+		".snapshot/share_snapshot_{instance_}": func(s *fakemanila.Snapshot) string {
+			return ".snapshot/share_snapshot_" + strings.ReplaceAll(s.Instance, "-", "_")
+		},
+		".snapshot/share-snapshot-{instance}": func(s *fakemanila.Snapshot) string { return ".snapshot/share-snapshot-" + s.Instance },
+		".snap/_{id}_*":                       func(s *fakemanila.Snapshot) string { return ".snap/_" + s.ID + "_*" },
+	} {
+		for _, shown := range []bool{true, false} {
+			c := newCloud(t, fakemanila.Options{Instances: shown})
+			b := c.open()
+			req := request("data")
+			req.Parameters = map[string]string{"type": "cephfs", "protocol": "NFS", "snapshotDirectory": pattern}
+			share := ok[*backend.Share](t)(b.CreateShare(t.Context(), req))
+			snap := ok[*backend.Snapshot](t)(b.CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: "a[*]/b", ShareID: share.ID, Role: backend.RoleUser}))
+			x, err := b.Export(t.Context(), backend.Target{SnapshotID: snap.ID}, "one")
+			want := ""
+			c.Alter(func(_ map[string]*fakemanila.Share, snapshots map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+				want = name(snapshots[snap.ID])
+			})
+			if shown || strings.Contains(pattern, placeID) {
+				if err != nil || x.Path != want {
+					t.Errorf("%s: %+v, %v, want %s", pattern, x, err, want)
+				}
+				continue
+			}
+			if !errors.Is(err, backend.ErrUnsupported) || !strings.Contains(err.Error(), "share_snapshot_instance:index") {
+				t.Errorf("%s, which this user does not see: %v", pattern, err)
+			}
+			if err := b.DeleteSnapshot(t.Context(), snap.ID); err != nil {
+				t.Errorf("it is held all the same: %v", err)
+			}
+		}
 	}
 }
 
