@@ -161,6 +161,14 @@ const (
 	RoleTemporary Role = "temporary"
 )
 
+// Sweeper is a backend that puts off what cannot be done yet.
+type Sweeper interface {
+	// Sweep does what was put off and can be done by now. It is called now and
+	// then, by several processes too. waiting is what cannot be done yet, and why,
+	// a sentence each, which stays as it is while nothing changes.
+	Sweep(ctx context.Context) (waiting []string, err error)
+}
+
 // CreateShareRequest asks for a share.
 type CreateShareRequest struct {
 	// Name is arbitrary text of at least one byte.

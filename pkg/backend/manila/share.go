@@ -422,7 +422,7 @@ func (b *Backend) DeleteShare(ctx context.Context, id string) (err error) {
 		}
 		// Its name is free for another one from now on, and nobody is let in who has
 		// not written yet that he is.
-		if err := b.setMetadata(ctx, "shares/"+id, map[string]string{keyDeleted: b.o.Now().UTC().Format(time.RFC3339), keyID: "deleted"}); err != nil {
+		if err := b.setMetadata(ctx, "shares/"+id, map[string]string{keyDeleted: b.o.Now().UTC().Format(time.RFC3339), keyID: deletedID}); err != nil {
 			return err
 		}
 		if s, err = b.getShare(ctx, id); err != nil {
@@ -436,20 +436,59 @@ func (b *Backend) DeleteShare(ctx context.Context, id string) (err error) {
 			}
 		}
 	}
-	return b.reap(ctx, s)
+	_, err = b.reap(ctx, s)
+	return err
 }
 
 func (b *Backend) snapshotsOf(ctx context.Context, share string) ([]*snapshot, error) {
 	return b.listSnapshots(ctx, url.Values{"share_id": {share}})
 }
 
-// reap removes a share that was deleted before, if it has no snapshots any more.
-func (b *Backend) reap(ctx context.Context, s *share) error {
-	left, err := b.snapshotsOf(ctx, s.ID)
-	if err != nil || len(left) > 0 {
-		return err
+// reap removes a share that was deleted before, unless there are snapshots left.
+func (b *Backend) reap(ctx context.Context, s *share) (left []*snapshot, err error) {
+	if left, err = b.snapshotsOf(ctx, s.ID); err == nil && len(left) == 0 {
+		err = b.removeShare(ctx, s)
 	}
-	return b.removeShare(ctx, s)
+	return left, err
+}
+
+// sweepTime is how long Sweep waits for one share.
+const sweepTime = time.Minute
+
+// Sweep implements backend.Sweeper: it removes the shares that were deleted before
+// and have lost their last snapshot by other hands than DeleteSnapshot's.
+func (b *Backend) Sweep(ctx context.Context) (waiting []string, err error) {
+	all, err := b.listShares(ctx, map[string]string{keyInstance: b.o.Instance, keyID: deletedID})
+	if err != nil {
+		return nil, fmt.Errorf("list the shares that wait for their deletion: %w", err)
+	}
+	for _, s := range all {
+		if !b.mine(s) || !s.deferred() || s.Status == "deleting" {
+			continue
+		}
+		part, cancel := context.WithTimeout(ctx, sweepTime)
+		left, rerr := b.reap(part, s)
+		cancel()
+		switch {
+		case errors.Is(rerr, backend.ErrNotFound):
+		case rerr != nil:
+			err = errors.Join(err, fmt.Errorf("delete share %s, which has waited for its snapshots: %w", s.ID, rerr))
+		case len(left) > 0:
+			var ours, others []string
+			for _, snap := range left {
+				if b.settle(snap); snap.Metadata[keyInstance] == b.o.Instance {
+					ours = append(ours, snap.ID)
+				} else {
+					others = append(others, snap.ID)
+				}
+			}
+			slices.Sort(ours)
+			slices.Sort(others)
+			waiting = append(waiting, fmt.Sprintf("share %s was deleted at %s, and goes with the last of its snapshots: Abaca's own %v, and %v that others have made",
+				s.ID, s.Metadata[keyDeleted], ours, others))
+		}
+	}
+	return waiting, err
 }
 
 // removeShare deletes a share, drops the keys of those who held it, and waits until
