@@ -225,6 +225,7 @@ func (c *call) createShare() answer {
 		Metadata: metadata, Created: time.Now()}
 	if source != nil {
 		s.Status, s.FromSnapshot, s.Quota = "creating_from_snapshot", source.ID, source.Size // a defect of the real one
+		s.Zone = c.shares[source.ShareID].Zone
 	}
 	c.shares[s.ID] = s
 	answered := c.describe(s)
@@ -235,6 +236,11 @@ func (c *call) createShare() answer {
 		if t.Name == "nowhere" {
 			s.Status = "error"
 			c.say(s.ID, "008", "allocate host: No storage could be allocated for this share request, Capabilities filter didn't succeed.")
+			return
+		}
+		if full := c.Server.o.Full; full != nil && full(s.Zone) {
+			s.Status = "error"
+			c.say(s.ID, "009", "allocate host: No storage could be allocated for this share request, Capacity filter didn't succeed.")
 			return
 		}
 		if c.Server.o.Dir != "" {
@@ -360,6 +366,9 @@ func (c *call) shareAction() answer {
 		return c.allow(&Rule{ShareID: s.ID}, req, s.Status)
 	}
 	if req, ok := c.body["deny_access"].(map[string]any); ok {
+		if slices.Contains(unsettled, s.Status) {
+			return refuse(400, "Invalid share: Access rules cannot be denied while the share, any of its replicas or migration copies lacks a valid host or is in an invalid state.")
+		}
 		return c.deny(text(req, "access_id"), func(r *Rule) bool { return r.ShareID == s.ID })
 	}
 	if _, ok := c.body["access_list"]; ok && !c.since(45) { // what listRules has replaced
@@ -454,6 +463,11 @@ func sameClient(old, asked *Rule) bool {
 	b, _ := network(asked.To)
 	return strings.HasPrefix(old.To, begin) && a == b
 }
+
+// unsettled are the states of a share in which its rules stay as they are
+// (_any_invalid_share_instance of manila/share/api.py).
+var unsettled = []string{"creating", "deleting", "manage_starting", "unmanage_starting", "extending", "shrinking", "migrating", "migrating_to", "restoring", "reverting",
+	"server_migrating", "server_migrating_to", "backup_restoring", "backup_creating", "ensuring", "error"}
 
 func (c *call) deny(id string, of func(*Rule) bool) answer {
 	r := c.rules[id]
@@ -710,6 +724,9 @@ func (c *call) snapshotAction() answer {
 		return c.allow(&Rule{SnapshotID: s.ID, Level: "ro"}, req, s.Status)
 	}
 	if req, ok := c.body["deny_access"].(map[string]any); ok {
+		if s.Status != "available" {
+			return refuse(400, "Invalid share snapshot instance: Access rules cannot be denied while the snapshot or any of its replicas or migration copies lacks a valid host or is not in available state..")
+		}
 		return c.deny(text(req, "access_id"), func(r *Rule) bool { return r.SnapshotID == s.ID })
 	}
 	return refuse(400, "There is no such action.")

@@ -278,6 +278,38 @@ func TestSpellings(t *testing.T) {
 	}
 }
 
+// TestCopyIsRead: the clients that a class names only read the copy of a snapshot.
+func TestCopyIsRead(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{Delay: slow})
+	c.onlyCopies()
+	b := c.open()
+	req := request("data")
+	req.Parameters = map[string]string{"type": "mountable", "protocol": "NFS", "access": "192.0.2.0/24"}
+	share := ok[*backend.Share](t)(b.CreateShare(t.Context(), req))
+	snap := ok[*backend.Snapshot](t)(b.CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: "cut", ShareID: share.ID, Role: backend.RoleUser}))
+	ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{SnapshotID: snap.ID}, "reader"))
+	ok[*backend.Export](t)(b.Grant(t.Context(), "reader", node1, true))
+	c.wantRules(map[string]string{"192.0.2.0/24": "ro active"})
+}
+
+// TestDenyLater: while something is done to a share its rules stay; that is no
+// fault of the request's.
+func TestDenyLater(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{Delay: slow})
+	b := c.open()
+	share := c.served(b)
+	ok[*backend.Export](t)(b.Grant(t.Context(), "one", node1, false))
+	for _, status := range []string{"extending", "available"} {
+		c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+			shares[share.ID].Status = status
+		})
+		if err := b.Revoke(t.Context(), "one", node1.Name); (err == nil) != (status == "available") || err != nil && !errors.Is(err, backend.ErrUnavailable) {
+			t.Errorf("%s: %v", status, err)
+		}
+	}
+	c.wantRules(map[string]string{})
+}
+
 // TestTheirs: a rule that somebody else has made is not denied, not even one that
 // Manila could not apply.
 func TestTheirs(t *testing.T) {

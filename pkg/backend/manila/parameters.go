@@ -136,6 +136,9 @@ func clients(list string) ([]string, error) {
 			all = append(all, c)
 		}
 	}
+	if list != "" && len(all) == 0 {
+		return nil, fmt.Errorf("%w: parameter \"access\" is %q, and names nobody: leave it out for the nodes that mount", backend.ErrInvalid, list)
+	}
 	return all, nil
 }
 

@@ -29,14 +29,16 @@ func (b *Backend) CreateShare(ctx context.Context, req backend.CreateShareReques
 		return nil, err
 	}
 	defer unlock()
-	for attempt := 1; ; attempt++ {
+	for zone, attempt := 0, 1; ; attempt++ {
 		found, err := b.named(ctx, req.Name)
 		if err != nil {
 			return nil, err
 		}
 		kind := "" // it may have been made long ago
 		if len(found) == 0 {
-			made, err := b.make(ctx, req)
+			in := req
+			in.Zones = req.Zones[min(zone, len(req.Zones)):]
+			made, err := b.make(ctx, in)
 			if err != nil {
 				return nil, err
 			}
@@ -49,6 +51,13 @@ func (b *Backend) CreateShare(ctx context.Context, req backend.CreateShareReques
 		if errors.Is(err, errAgain) && attempt < 3 {
 			continue
 		}
+		// The orchestrator may want it in the same zones the next time, and in the same order.
+		if errors.Is(err, backend.ErrExhausted) && !errors.Is(err, backend.ErrPending) && choosesZone(req) {
+			if next := 1 + slices.Index(req.Zones, found[0].Zone); next > zone && next < len(req.Zones) {
+				zone, attempt = next, 0
+				continue
+			}
+		}
 		if errors.Is(err, errAgain) {
 			err = fmt.Errorf("%w: %s", backend.ErrUnavailable, err)
 		}
@@ -57,6 +66,11 @@ func (b *Backend) CreateShare(ctx context.Context, req backend.CreateShareReques
 		}
 		return b.public(s), nil
 	}
+}
+
+// choosesZone says whether a share is to be made in one of the zones of its request.
+func choosesZone(req backend.CreateShareRequest) bool {
+	return req.Parameters["autoTopology"] == "true" && len(req.Zones) > 0 && req.FromSnapshot == ""
 }
 
 // errAgain is a share that has gone, and another may do.
@@ -81,6 +95,9 @@ func (b *Backend) make(ctx context.Context, req backend.CreateShareRequest) (*sh
 		}
 		if source.Size > size {
 			return nil, fmt.Errorf("%w: %d bytes cannot hold the source of %d", backend.ErrInvalid, req.MinSize, source.Size*gib)
+		}
+		if p["autoTopology"] == "true" && len(req.Zones) > 0 && parent.Zone != "" && !slices.Contains(req.Zones, parent.Zone) {
+			return nil, fmt.Errorf("%w: a share is made from a snapshot where that is, in zone %s, and wanted in %s", backend.ErrExhausted, parent.Zone, strings.Join(req.Zones, " or "))
 		}
 		// A clone that is asked for larger than its snapshot comes out with the
 		// snapshot's quota: it is extended afterwards (seen on CephFS, 2025.1).
@@ -111,7 +128,7 @@ func (b *Backend) make(ctx context.Context, req backend.CreateShareRequest) (*sh
 	switch {
 	case p["availability"] != "":
 		ask["availability_zone"] = p["availability"]
-	case p["autoTopology"] == "true" && len(req.Zones) > 0 && req.FromSnapshot == "":
+	case choosesZone(req):
 		ask["availability_zone"] = req.Zones[0]
 	}
 	hints := map[string]any{}

@@ -271,6 +271,7 @@ func TestRefusals(t *testing.T) {
 		"a wrong protocol":             {with("a", map[string]string{"protocol": "FTP"}), backend.ErrInvalid, "CEPHFS, NFS or CIFS"},
 		"two zones":                    {with("a", map[string]string{"availability": "az-one", "autoTopology": "true"}), backend.ErrInvalid, "contradict"},
 		"no network":                   {with("a", map[string]string{"access": "everybody"}), backend.ErrInvalid, "192.0.2.0/24"},
+		"no client":                    {with("a", map[string]string{"access": " ,"}), backend.ErrInvalid, "names nobody"},
 		"metadata of ours":             {with("a", map[string]string{"appendShareMetadata": `{"abaca.id":"x"}`}), backend.ErrInvalid, "abaca.id"},
 		"metadata that is no object":   {with("a", map[string]string{"appendShareMetadata": "x"}), backend.ErrInvalid, "JSON"},
 		"a directory outside":          {with("a", map[string]string{"snapshotDirectory": "../{id}"}), backend.ErrInvalid, "relative"},
@@ -690,6 +691,43 @@ func TestRules(t *testing.T) {
 	cancel()
 	if !notYet(err) {
 		t.Errorf("a rule that stays queued: %v", err)
+	}
+}
+
+// TestZones: a zone that is full is not the end while there is another one, and a
+// clone is not made where it is not wanted.
+func TestZones(t *testing.T) {
+	full := map[string]bool{"az-one": true}
+	c := newCloud(t, fakemanila.Options{Delay: slow, Full: func(zone string) bool { return full[zone] }})
+	b := c.open()
+	in := func(name string, zones ...string) backend.CreateShareRequest {
+		req := request(name)
+		req.Zones, req.Parameters = zones, map[string]string{"autoTopology": "true"}
+		return req
+	}
+	share := ok[*backend.Share](t)(b.CreateShare(t.Context(), in("data", "az-one", "az-two")))
+	if share.Zone != "az-two" {
+		t.Errorf("made in %q", share.Zone)
+	}
+	if again := ok[*backend.Share](t)(b.CreateShare(t.Context(), in("data", "az-one", "az-two"))); again.ID != share.ID {
+		t.Errorf("made twice: %s and %s", share.ID, again.ID)
+	}
+	full["az-two"] = true
+	if _, err := b.CreateShare(t.Context(), in("more", "az-two", "az-one", "az-two")); !errors.Is(err, backend.ErrExhausted) {
+		t.Errorf("where there is room in no zone: %v", err)
+	}
+	snap := ok[*backend.Snapshot](t)(b.CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: "cut", ShareID: share.ID, Role: backend.RoleUser}))
+	clone := in("clone", "az-one")
+	clone.FromSnapshot, full["az-two"] = snap.ID, false
+	if _, err := b.CreateShare(t.Context(), clone); !errors.Is(err, backend.ErrExhausted) || !strings.Contains(err.Error(), "az-two") {
+		t.Errorf("a clone in another zone than its source: %v", err)
+	}
+	if left := c.Counts(); left != "1 shares, 1 snapshots, 0 rules" {
+		t.Errorf("there is %s", left)
+	}
+	clone.Zones = append(clone.Zones, "az-two")
+	if made := ok[*backend.Share](t)(b.CreateShare(t.Context(), clone)); made.Zone != "az-two" {
+		t.Errorf("the clone is in %q", made.Zone)
 	}
 }
 
