@@ -123,6 +123,10 @@ type Parameterized interface {
 	// Parameters returns the names that CreateShareRequest.Parameters may hold.
 	// ErrInvalid from CreateShare says which value is wrong.
 	Parameters() []string
+	// CheckReference checks the parameters with which something is to refer to a
+	// snapshot of a share: it is mounted as the share's own say. ErrInvalid says
+	// which value is wrong, or says otherwise.
+	CheckReference(ctx context.Context, shareID string, parameters map[string]string) error
 }
 
 // Node is a machine that mounts exports, as the storage system sees it.

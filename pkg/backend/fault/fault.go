@@ -274,3 +274,11 @@ func (f *Backend) Parameters() []string {
 	}
 	return nil
 }
+
+// CheckReference implements backend.Parameterized; it meets no fault.
+func (f *Backend) CheckReference(ctx context.Context, shareID string, parameters map[string]string) error {
+	if inner, ok := f.inner.(backend.Parameterized); ok {
+		return inner.CheckReference(ctx, shareID, parameters)
+	}
+	return nil
+}

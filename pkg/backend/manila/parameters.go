@@ -1,6 +1,7 @@
 package manila
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -156,4 +157,36 @@ func extraMetadata(text string) (map[string]string, error) {
 		}
 	}
 	return m, nil
+}
+
+// CheckReference implements backend.Parameterized.
+func (b *Backend) CheckReference(ctx context.Context, shareID string, p map[string]string) error {
+	keep, err := class(p)
+	delete(keep, "autoTopology") // a snapshot is where it is
+	maps.DeleteFunc(keep, func(_, value string) bool { return value == "" })
+	if err != nil || len(keep) == 0 {
+		return err
+	}
+	s, err := b.lateShare(ctx, shareID)
+	if err != nil {
+		return fmt.Errorf("share %q: %w", shareID, err)
+	}
+	spelled := func(name, value string) string {
+		if name != "access" {
+			return value
+		}
+		if value == "" || value == accessNode {
+			return accessNode
+		}
+		all, _ := clients(value)
+		slices.Sort(all)
+		return strings.Join(all, ",")
+	}
+	for _, name := range slices.Sorted(maps.Keys(keep)) {
+		if has := spelled(name, s.class(name)); spelled(name, keep[name]) != has {
+			return fmt.Errorf("%w: parameter %q is %q, but a snapshot is mounted as its share is, whose class says %q: leave it out of the class, or name a class that agrees",
+				backend.ErrInvalid, name, keep[name], has)
+		}
+	}
+	return nil
 }

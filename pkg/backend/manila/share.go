@@ -99,6 +99,18 @@ func (b *Backend) make(ctx context.Context, req backend.CreateShareRequest) (*sh
 		if p["autoTopology"] == "true" && len(req.Zones) > 0 && parent.Zone != "" && !slices.Contains(req.Zones, parent.Zone) {
 			return nil, fmt.Errorf("%w: a share is made from a snapshot where that is, in zone %s, and wanted in %s", backend.ErrExhausted, parent.Zone, strings.Join(req.Zones, " or "))
 		}
+		if p["protocol"] != "" && !strings.EqualFold(p["protocol"], parent.Protocol) {
+			return nil, fmt.Errorf("%w: parameter \"protocol\" is %q, but a share that is made from a snapshot speaks as its source, %s", backend.ErrInvalid, p["protocol"], parent.Protocol)
+		}
+		if p["type"] != "" {
+			t, err := b.shareType(ctx, p["type"])
+			if err != nil {
+				return nil, err
+			}
+			if t.Name != parent.TypeName { // which Manila refuses too
+				return nil, fmt.Errorf("%w: parameter \"type\" is %q, but a share that is made from a snapshot has the type of its source, %q", backend.ErrInvalid, p["type"], parent.TypeName)
+			}
+		}
 		// A clone that is asked for larger than its snapshot comes out with the
 		// snapshot's quota: it is extended afterwards (seen on CephFS, 2025.1).
 		ask["size"], ask["snapshot_id"], ask["share_proto"], ask["share_type"] = source.Size, source.ID, parent.Protocol, parent.TypeName

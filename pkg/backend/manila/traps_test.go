@@ -694,6 +694,45 @@ func TestRules(t *testing.T) {
 	}
 }
 
+// TestClassOfSource: a clone has type and protocol of its source, and a snapshot is
+// mounted as its share's class says; a class that says otherwise is refused.
+func TestClassOfSource(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{})
+	b := c.open()
+	req := request("data")
+	req.Parameters = map[string]string{"type": "mountable", "protocol": "NFS", "access": "192.0.2.7,192.0.2.8"}
+	share := ok[*backend.Share](t)(b.CreateShare(t.Context(), req))
+	req = request("clone")
+	req.FromSnapshot = ok[*backend.Snapshot](t)(b.CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: "cut", ShareID: share.ID, Role: backend.RoleUser})).ID
+	for _, test := range []struct {
+		clone  bool
+		class  map[string]string
+		refuse string
+	}{
+		{true, map[string]string{"type": "cephfs", "protocol": "NFS"}, `"mountable"`},
+		{true, map[string]string{"type": "gold"}, `"gold"`},
+		{true, map[string]string{"type": "mountable", "protocol": "CIFS"}, "NFS"},
+		{true, map[string]string{"type": "mountable", "protocol": "nfs", "access": "192.0.2.9"}, ""},
+		{false, nil, ""},
+		{false, map[string]string{"type": "cephfs", "autoTopology": "true", "access": ""}, ""}, // of what is made
+		{false, map[string]string{"access": "192.0.2.8/32, 192.0.2.7"}, ""},
+		{false, map[string]string{"access": "node"}, "192.0.2.7,192.0.2.8"},
+		{false, map[string]string{"access": "everybody"}, "192.0.2.0/24"},
+		{false, map[string]string{"snapshotDirectory": ".snapshot/{id}"}, "snapshotDirectory"},
+		{false, map[string]string{"cephfs-mounter": "FUSE"}, "kernel, fuse"},
+	} {
+		var err error
+		if req.Parameters = test.class; test.clone {
+			_, err = b.CreateShare(t.Context(), req)
+		} else {
+			err = b.CheckReference(t.Context(), share.ID, test.class)
+		}
+		if (err == nil) != (test.refuse == "") || err != nil && (!errors.Is(err, backend.ErrInvalid) || !strings.Contains(err.Error(), test.refuse)) {
+			t.Errorf("%+v: %v", test, err)
+		}
+	}
+}
+
 // TestZones: a zone that is full is not the end while there is another one, and a
 // clone is not made where it is not wanted.
 func TestZones(t *testing.T) {
