@@ -324,7 +324,10 @@ func (b *Backend) Revoke(ctx context.Context, consumer, node string) (err error)
 		return err
 	}
 	defer unlock()
-	s, _, err := b.holder(ctx, consumer)
+	s, others, err := b.holder(ctx, consumer)
+	if err == nil && s == nil && len(others) == 0 {
+		return b.dropKeys(ctx, consumer)
+	}
 	if err != nil || s == nil {
 		return err
 	}
@@ -481,6 +484,16 @@ func (b *Backend) takeAway(ctx context.Context, at side, to string, rules []rule
 		}
 		if err := b.deny(ctx, at, r); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// dropKeys drops all the keys of a consumer.
+func (b *Backend) dropKeys(ctx context.Context, consumer string) error {
+	for _, user := range []string{b.user(consumer), b.readers(consumer)} {
+		if err := b.dropKey(ctx, user); err != nil {
+			return fmt.Errorf("drop the key of %q: %w", consumer, err)
 		}
 	}
 	return nil

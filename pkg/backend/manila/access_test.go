@@ -161,6 +161,35 @@ func TestReaders(t *testing.T) {
 	}
 }
 
+// TestLostShare: of a share that others have deleted no key is left once its users
+// have been told to go.
+func TestLostShare(t *testing.T) {
+	for name, end := range map[string]func(*Backend, *backend.Share) error{
+		"revoke": func(b *Backend, _ *backend.Share) error { return b.Revoke(t.Context(), "one", "node-1") },
+		"unexport": func(b *Backend, s *backend.Share) error {
+			return b.Unexport(t.Context(), backend.Target{ShareID: s.ID}, "one")
+		},
+	} {
+		c := newCloud(t, fakemanila.Options{Delay: slow})
+		b := c.open()
+		share := ok[*backend.Share](t)(b.CreateShare(t.Context(), request("data")))
+		for _, consumer := range []string{"one", "two"} {
+			ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{ShareID: share.ID}, consumer))
+			ok[*backend.Export](t)(b.Grant(t.Context(), consumer, node2, true))
+		}
+		ok[*backend.Export](t)(b.Grant(t.Context(), "one", node1, false))
+		c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+			delete(shares, share.ID)
+		})
+		if err := end(b, share); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if len(c.keys.keys) != 1 || c.keys.keys[b.readers("two")] == "" {
+			t.Errorf("%s: keys are left: %v", name, c.keys.keys)
+		}
+	}
+}
+
 // TestNoReaders: where a back end knows no rules that only read, one that writes
 // is made, and the node mounts read-only.
 func TestNoReaders(t *testing.T) {

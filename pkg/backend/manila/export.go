@@ -445,6 +445,9 @@ func (b *Backend) Unexport(ctx context.Context, target backend.Target, consumer 
 		}
 		others = append(others, s)
 	}
+	if len(others) == 0 { // its share has gone, maybe by other hands
+		return b.dropKeys(ctx, consumer)
+	}
 	// An Export that was killed may have left no more than its intent.
 	for _, other := range others {
 		what := target.SnapshotID

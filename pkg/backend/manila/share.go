@@ -549,10 +549,8 @@ func (b *Backend) removeShare(ctx context.Context, s *share) error {
 		if s.Protocol != "CEPHFS" {
 			break
 		}
-		for _, user := range []string{b.user(consumer), b.readers(consumer)} {
-			if err := b.dropKey(ctx, user); err != nil {
-				return fmt.Errorf("drop the key of %q: %w", consumer, err)
-			}
+		if err := b.dropKeys(ctx, consumer); err != nil {
+			return err
 		}
 	}
 	s, err = b.await(ctx, id, "delete", func(s *share) bool { return s.Status != "deleting" && stateOf(s.Status) == failed })
