@@ -201,6 +201,9 @@ func (o serveOptions) run(ctx context.Context) error {
 	if driver.Backups != nil {
 		beside.Go(func() { driver.Backups.Run(ctx) })
 	}
+	if o.controller {
+		beside.Go(func() { driver.Sweep(ctx) })
+	}
 	if jobs != nil {
 		beside.Go(func() { jobs.Run(ctx, driver.Backups.Tick) })
 	}

@@ -132,6 +132,10 @@ type Parameterized interface {
 	// Parameters returns the names that CreateShareRequest.Parameters may hold.
 	// ErrInvalid from CreateShare says which value is wrong.
 	Parameters() []string
+	// CheckReference checks the parameters with which something is to refer to a
+	// snapshot of a share: it is mounted as the share's own say. ErrInvalid says
+	// which value is wrong, or says otherwise.
+	CheckReference(ctx context.Context, shareID string, parameters map[string]string) error
 }
 
 // Node is a machine that mounts exports, as the storage system sees it.
@@ -169,6 +173,14 @@ const (
 	// the use ends.
 	RoleTemporary Role = "temporary"
 )
+
+// Sweeper is a backend that puts off what cannot be done yet.
+type Sweeper interface {
+	// Sweep does what was put off and can be done by now. It is called now and
+	// then, by several processes too. waiting is what cannot be done yet, and why,
+	// a sentence each, which stays as it is while nothing changes.
+	Sweep(ctx context.Context) (waiting []string, err error)
+}
 
 // CreateShareRequest asks for a share.
 type CreateShareRequest struct {

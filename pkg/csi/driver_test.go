@@ -292,6 +292,41 @@ func TestViewOutlivesItsSource(t *testing.T) {
 	}
 }
 
+// choosy is a backend whose snapshots are shown in no color but their share's.
+type choosy struct{ *fault.Backend }
+
+func (choosy) Parameters() []string { return []string{"color"} }
+
+func (choosy) CheckReference(_ context.Context, shareID string, p map[string]string) error {
+	if shareID == "" || p["color"] != "" {
+		return fmt.Errorf("share %q has another color: %w", shareID, backend.ErrInvalid)
+	}
+	return nil
+}
+
+// TestClassOfReference: a class that says otherwise than the share of a snapshot is
+// refused where the snapshot is only referred to, and nothing is left behind.
+func TestClassOfReference(t *testing.T) {
+	f, ctx := newFixture(t), context.Background()
+	f.driver.Backends["mem"] = choosy{f.backend}
+	v := f.volume(create("data", writer, nil))
+	s := f.snapshot("cut", v.GetVolumeId())
+	for _, source := range []string{v.GetVolumeId(), s.GetSnapshotId()} {
+		req := create("view of "+source, reader, contentSource(source))
+		req.Parameters = map[string]string{"color": "red"}
+		_, err := f.CreateVolume(ctx, req)
+		code(t, err, codes.InvalidArgument, "another color")
+		if n := f.count(); n != "1 shares, 1 snapshots, 0 exports" {
+			t.Errorf("left behind: %s", n)
+		}
+		req.Parameters = nil
+		_, err = f.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: f.volume(req).GetVolumeId()})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestCloneLeavesNoSnapshot(t *testing.T) {
 	f := newFixture(t)
 	v := f.volume(create("data", writer, nil))

@@ -364,6 +364,11 @@ func (d *Driver) createReference(ctx context.Context, c creation, snapshot *back
 	if !errors.Is(err, backend.ErrNotFound) {
 		return nil, err
 	}
+	if p, ok := c.backend.(backend.Parameterized); ok {
+		if err := p.CheckReference(ctx, snapshot.ShareID, c.parameters); err != nil {
+			return nil, err
+		}
+	}
 	export, err := c.backend.Export(ctx, backend.Target{SnapshotID: snapshot.ID}, c.consumer())
 	if err != nil {
 		return nil, fmt.Errorf("hold snapshot %s for volume %q: %w", snapshot.ID, c.name, err)

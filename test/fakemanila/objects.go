@@ -38,6 +38,7 @@ type Location struct {
 type Snapshot struct {
 	ID, Name, Description, ShareID, Status string
 
+	Instance string // the id of its only one
 	Size     int
 	Metadata map[string]string
 	Created  time.Time
@@ -104,6 +105,7 @@ func init() {
 		{"GET", "snapshots/*/access-list", 32, (*call).listSnapshotRules},
 		{"POST", "snapshots/*/action", 32, (*call).snapshotAction},
 		{"GET", "snapshots/*/export-locations", 32, (*call).snapshotLocations},
+		{"GET", "snapshot-instances", 19, (*call).listInstances},
 		{"GET", "types", 0, (*call).listTypes},
 		{"GET", "messages", 37, (*call).listMessages},
 		{"GET", "quota-sets/*/detail", 25, (*call).quota},
@@ -233,6 +235,7 @@ func (c *call) createShare() answer {
 		Metadata: metadata, Created: now(), Specs: maps.Clone(t.Specs)}
 	if source != nil {
 		s.Status, s.FromSnapshot, s.Quota = "creating_from_snapshot", source.ID, source.Size // a defect of the real one
+		s.Zone = c.shares[source.ShareID].Zone
 	}
 	c.shares[s.ID] = s
 	answered := c.describe(s)
@@ -243,6 +246,11 @@ func (c *call) createShare() answer {
 		if t.Name == "nowhere" {
 			s.Status = "error"
 			c.say(s.ID, "008", "allocate host: No storage could be allocated for this share request, Capabilities filter didn't succeed.")
+			return
+		}
+		if full := c.Server.o.Full; full != nil && full(s.Zone) {
+			s.Status = "error"
+			c.say(s.ID, "009", "allocate host: No storage could be allocated for this share request, Capacity filter didn't succeed.")
 			return
 		}
 		if c.Server.o.Dir != "" {
@@ -382,6 +390,9 @@ func (c *call) shareAction() answer {
 		return c.allow(&Rule{ShareID: s.ID}, req, s.Status)
 	}
 	if req, ok := c.body["deny_access"].(map[string]any); ok {
+		if slices.Contains(unsettled, s.Status) {
+			return refuse(400, "Invalid share: Access rules cannot be denied while the share, any of its replicas or migration copies lacks a valid host or is in an invalid state.")
+		}
 		return c.deny(text(req, "access_id"), func(r *Rule) bool { return r.ShareID == s.ID })
 	}
 	if _, ok := c.body["access_list"]; ok && !c.since(45) { // what listRules has replaced
@@ -476,6 +487,11 @@ func sameClient(old, asked *Rule) bool {
 	b, _ := network(asked.To)
 	return strings.HasPrefix(old.To, begin) && a == b
 }
+
+// unsettled are the states of a share in which its rules stay as they are
+// (_any_invalid_share_instance of manila/share/api.py).
+var unsettled = []string{"creating", "deleting", "manage_starting", "unmanage_starting", "extending", "shrinking", "migrating", "migrating_to", "restoring", "reverting",
+	"server_migrating", "server_migrating_to", "backup_restoring", "backup_creating", "ensuring", "error"}
 
 func (c *call) deny(id string, of func(*Rule) bool) answer {
 	r := c.rules[id]
@@ -615,7 +631,7 @@ func (c *call) createSnapshot() answer {
 	if share.Status != "available" {
 		return refuse(403, "Invalid share: Source share status must be 'available', but is %s.", share.Status)
 	}
-	s := &Snapshot{ID: newID(), Name: text(req, "name"), Description: text(req, "description"), ShareID: share.ID, Status: "creating", Size: share.Size,
+	s := &Snapshot{ID: newID(), Instance: newID(), Name: text(req, "name"), Description: text(req, "description"), ShareID: share.ID, Status: "creating", Size: share.Size,
 		Metadata: map[string]string{}, Created: now()}
 	if c.since(73) {
 		s.Metadata = metadataOf(req["metadata"])
@@ -669,6 +685,19 @@ func (c *call) updateSnapshot() answer {
 		s.Description = d
 	}
 	return answer{200, map[string]any{"snapshot": c.describeSnapshot(s)}}
+}
+
+func (c *call) listInstances() answer {
+	if !c.o.Instances {
+		return refuse(403, "Policy doesn't allow share_snapshot_instance:index to be performed.")
+	}
+	out := []any{}
+	for _, s := range c.snapshots {
+		if of := c.r.URL.Query().Get("snapshot_id"); of == "" || of == s.ID {
+			out = append(out, map[string]any{"id": s.Instance, "snapshot_id": s.ID, "status": s.Status})
+		}
+	}
+	return answer{200, map[string]any{"snapshot_instances": out}}
 }
 
 func (c *call) deleteSnapshot() answer {
@@ -731,6 +760,9 @@ func (c *call) snapshotAction() answer {
 		return c.allow(&Rule{SnapshotID: s.ID, Level: "ro"}, req, s.Status)
 	}
 	if req, ok := c.body["deny_access"].(map[string]any); ok {
+		if s.Status != "available" {
+			return refuse(400, "Invalid share snapshot instance: Access rules cannot be denied while the snapshot or any of its replicas or migration copies lacks a valid host or is not in available state..")
+		}
 		return c.deny(text(req, "access_id"), func(r *Rule) bool { return r.SnapshotID == s.ID })
 	}
 	return refuse(400, "There is no such action.")

@@ -44,6 +44,11 @@ type Options struct {
 	// Refuse returns the detail of the message when the back end cannot let a
 	// client in at a level, and empty when it can; nil is always.
 	Refuse func(to, level string) string
+	// Full says of a zone that no share has room there; nil is of none.
+	Full func(zone string) bool
+	// Instances lets members see the instances of snapshots, which Manila's own
+	// policy shows to administrators alone.
+	Instances bool
 }
 
 // The project's credentials.

@@ -266,10 +266,27 @@ func (f *Backend) Revoke(ctx context.Context, consumer, node string) error {
 	return err
 }
 
+// Sweep implements backend.Sweeper.
+func (f *Backend) Sweep(ctx context.Context) ([]string, error) {
+	inner, ok := f.inner.(backend.Sweeper)
+	if !ok {
+		return nil, nil
+	}
+	return call(ctx, f, "Sweep", func() ([]string, error) { return inner.Sweep(ctx) })
+}
+
 // Parameters implements backend.Parameterized; it meets no fault.
 func (f *Backend) Parameters() []string {
 	if inner, ok := f.inner.(backend.Parameterized); ok {
 		return inner.Parameters()
+	}
+	return nil
+}
+
+// CheckReference implements backend.Parameterized; it meets no fault.
+func (f *Backend) CheckReference(ctx context.Context, shareID string, parameters map[string]string) error {
+	if inner, ok := f.inner.(backend.Parameterized); ok {
+		return inner.CheckReference(ctx, shareID, parameters)
 	}
 	return nil
 }

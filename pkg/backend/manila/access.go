@@ -269,8 +269,8 @@ func (b *Backend) accesses(s *share, x *backend.Export, node backend.Node, readO
 	}
 	if list := s.class("access"); list != "" && list != accessNode {
 		named, err := clients(list)
-		if x.Way != wayAPI {
-			level = "rw" // one rule for all of them
+		if x.Way == "" || x.Way == wayDirectory {
+			level = "rw" // one rule for all of them; a copy shares its own with nobody
 		}
 		for _, c := range named {
 			all = append(all, access{c, level})
@@ -324,7 +324,10 @@ func (b *Backend) Revoke(ctx context.Context, consumer, node string) (err error)
 		return err
 	}
 	defer unlock()
-	s, _, err := b.holder(ctx, consumer)
+	s, others, err := b.holder(ctx, consumer)
+	if err == nil && s == nil && len(others) == 0 {
+		return b.dropKeys(ctx, consumer)
+	}
 	if err != nil || s == nil {
 		return err
 	}
@@ -481,6 +484,16 @@ func (b *Backend) takeAway(ctx context.Context, at side, to string, rules []rule
 		}
 		if err := b.deny(ctx, at, r); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// dropKeys drops all the keys of a consumer.
+func (b *Backend) dropKeys(ctx context.Context, consumer string) error {
+	for _, user := range []string{b.user(consumer), b.readers(consumer)} {
+		if err := b.dropKey(ctx, user); err != nil {
+			return fmt.Errorf("drop the key of %q: %w", consumer, err)
 		}
 	}
 	return nil
@@ -654,22 +667,30 @@ func (b *Backend) askFor(ctx context.Context, at side, a access) (made bool, err
 	if !at.snapshot {
 		req["access_level"], req["metadata"] = a.level, map[string]string{keyInstance: b.o.Instance}
 	}
-	err = b.post(ctx, at.path+"/action", map[string]any{"allow_access": req}, nil)
+	err = b.actOn(ctx, at, "allow_access", req)
 	refused := (*apiError)(nil)
-	switch {
-	case errors.As(err, &refused) && refused.status == http.StatusBadRequest && strings.Contains(refused.message, "exists"):
+	if errors.As(err, &refused) && refused.status == http.StatusBadRequest && strings.Contains(refused.message, "exists") {
 		return false, nil
-	case errors.As(err, &refused) && refused.status == http.StatusBadRequest && strings.Contains(refused.message, "state"):
-		err = fmt.Errorf("%w: %w", backend.ErrUnavailable, withoutKind(refused)) // while something is done to the share
 	}
 	return err == nil, err
+}
+
+// actOn asks for a change of rules. ErrUnavailable while something is done to what
+// they are of.
+func (b *Backend) actOn(ctx context.Context, at side, action string, req map[string]any) error {
+	err := b.post(ctx, at.path+"/action", map[string]any{action: req}, nil)
+	refused := (*apiError)(nil)
+	if errors.As(err, &refused) && refused.status == http.StatusBadRequest && strings.Contains(refused.message, "state") {
+		return fmt.Errorf("%w: %w", backend.ErrUnavailable, withoutKind(refused))
+	}
+	return err
 }
 
 // deny takes a rule away and waits until it is gone.
 func (b *Backend) deny(ctx context.Context, at side, r rule) error {
 	for p := (pause{b: b, kind: "deny"}); ; {
 		if r.State != "queued_to_deny" && r.State != "denying" {
-			err := b.post(ctx, at.path+"/action", map[string]any{"deny_access": map[string]any{"access_id": r.ID}}, nil)
+			err := b.actOn(ctx, at, "deny_access", map[string]any{"access_id": r.ID})
 			if errors.Is(err, backend.ErrNotFound) {
 				return nil
 			}

@@ -161,6 +161,35 @@ func TestReaders(t *testing.T) {
 	}
 }
 
+// TestLostShare: of a share that others have deleted no key is left once its users
+// have been told to go.
+func TestLostShare(t *testing.T) {
+	for name, end := range map[string]func(*Backend, *backend.Share) error{
+		"revoke": func(b *Backend, _ *backend.Share) error { return b.Revoke(t.Context(), "one", "node-1") },
+		"unexport": func(b *Backend, s *backend.Share) error {
+			return b.Unexport(t.Context(), backend.Target{ShareID: s.ID}, "one")
+		},
+	} {
+		c := newCloud(t, fakemanila.Options{Delay: slow})
+		b := c.open()
+		share := ok[*backend.Share](t)(b.CreateShare(t.Context(), request("data")))
+		for _, consumer := range []string{"one", "two"} {
+			ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{ShareID: share.ID}, consumer))
+			ok[*backend.Export](t)(b.Grant(t.Context(), consumer, node2, true))
+		}
+		ok[*backend.Export](t)(b.Grant(t.Context(), "one", node1, false))
+		c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+			delete(shares, share.ID)
+		})
+		if err := end(b, share); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if len(c.keys.keys) != 1 || c.keys.keys[b.readers("two")] == "" {
+			t.Errorf("%s: keys are left: %v", name, c.keys.keys)
+		}
+	}
+}
+
 // TestNoReaders: where a back end knows no rules that only read, one that writes
 // is made, and the node mounts read-only.
 func TestNoReaders(t *testing.T) {
@@ -278,6 +307,38 @@ func TestSpellings(t *testing.T) {
 	}
 }
 
+// TestCopyIsRead: the clients that a class names only read the copy of a snapshot.
+func TestCopyIsRead(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{Delay: slow})
+	c.onlyCopies()
+	b := c.open()
+	req := request("data")
+	req.Parameters = map[string]string{"type": "mountable", "protocol": "NFS", "access": "192.0.2.0/24"}
+	share := ok[*backend.Share](t)(b.CreateShare(t.Context(), req))
+	snap := ok[*backend.Snapshot](t)(b.CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: "cut", ShareID: share.ID, Role: backend.RoleUser}))
+	ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{SnapshotID: snap.ID}, "reader"))
+	ok[*backend.Export](t)(b.Grant(t.Context(), "reader", node1, true))
+	c.wantRules(map[string]string{"192.0.2.0/24": "ro active"})
+}
+
+// TestDenyLater: while something is done to a share its rules stay; that is no
+// fault of the request's.
+func TestDenyLater(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{Delay: slow})
+	b := c.open()
+	share := c.served(b)
+	ok[*backend.Export](t)(b.Grant(t.Context(), "one", node1, false))
+	for _, status := range []string{"extending", "available"} {
+		c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+			shares[share.ID].Status = status
+		})
+		if err := b.Revoke(t.Context(), "one", node1.Name); (err == nil) != (status == "available") || err != nil && !errors.Is(err, backend.ErrUnavailable) {
+			t.Errorf("%s: %v", status, err)
+		}
+	}
+	c.wantRules(map[string]string{})
+}
+
 // TestTheirs: a rule that somebody else has made is not denied, not even one that
 // Manila could not apply.
 func TestTheirs(t *testing.T) {
@@ -299,7 +360,7 @@ func TestGhost(t *testing.T) {
 	c := newCloud(t, fakemanila.Options{Delay: slow})
 	b := c.open()
 	req := request("shown")
-	req.Parameters = map[string]string{"type": "cephfs", "protocol": "NFS", "snapshotDirectory": ".snapshot/{name}"}
+	req.Parameters = map[string]string{"type": "cephfs", "protocol": "NFS", "snapshotDirectory": ".snapshot/{id}"}
 	share := ok[*backend.Share](t)(b.CreateShare(t.Context(), req))
 	ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{ShareID: share.ID}, "one"))
 	ok[*backend.Export](t)(b.Grant(t.Context(), "one", node1, true))

@@ -63,7 +63,8 @@ const (
 	known             = 89 // the newest that was tried
 )
 
-// Backend implements backend.Backend, CapacityReporter, Parameterized and Granter.
+// Backend implements backend.Backend, CapacityReporter, Parameterized, Granter
+// and Sweeper.
 type Backend struct {
 	o       Options
 	client  *gophercloud.ServiceClient
@@ -87,6 +88,7 @@ var (
 	_ backend.CapacityReporter = (*Backend)(nil)
 	_ backend.Parameterized    = (*Backend)(nil)
 	_ backend.Granter          = (*Backend)(nil)
+	_ backend.Sweeper          = (*Backend)(nil)
 )
 
 // Open signs in and finds out what the cloud can do. ErrAuth when it refuses the

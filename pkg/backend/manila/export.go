@@ -188,6 +188,11 @@ func (b *Backend) hold(ctx context.Context, target backend.Target, consumer stri
 	if target.SnapshotID != "" && s.wayOf() == "" {
 		return nil, fmt.Errorf("%w: snapshots of the share type %q cannot be mounted", backend.ErrUnsupported, s.TypeName)
 	}
+	if target.SnapshotID != "" && s.wayOf() == wayDirectory { // what cannot be found is not held
+		if _, err := b.directory(ctx, s, what); err != nil {
+			return nil, err
+		}
+	}
 	of := "shares/" + id
 	if err := b.setMetadata(ctx, of, map[string]string{prefixConsumer + consumer: b.o.Instance, holdKey(consumer, what): intended}); err != nil {
 		return nil, err
@@ -380,15 +385,14 @@ func (b *Backend) directory(ctx context.Context, s *share, id string) (string, e
 	if pattern == "" { // CephFS: the snapshot's name is its id, and it is shown with the inode of where it was cut
 		return ".snap/_" + id + "_*", nil
 	}
-	name := ""
-	if strings.Contains(pattern, "{name}") {
-		snap, err := b.findSnapshot(ctx, id)
-		if err != nil {
+	instance := ""
+	if strings.Contains(pattern, placeInstance) || strings.Contains(pattern, placeUnderlined) {
+		var err error
+		if instance, err = b.instanceOf(ctx, id); err != nil {
 			return "", err
 		}
-		name = snap.Name
 	}
-	return strings.NewReplacer("{id}", id, "{name}", name).Replace(pattern), nil
+	return strings.NewReplacer(placeID, id, placeInstance, instance, placeUnderlined, strings.ReplaceAll(instance, "-", "_")).Replace(pattern), nil
 }
 
 // cached are the export locations of a share. They move rarely.
@@ -440,6 +444,9 @@ func (b *Backend) Unexport(ctx context.Context, target backend.Target, consumer 
 			return b.release(ctx, s, consumer, target)
 		}
 		others = append(others, s)
+	}
+	if len(others) == 0 { // its share has gone, maybe by other hands
+		return b.dropKeys(ctx, consumer)
 	}
 	// An Export that was killed may have left no more than its intent.
 	for _, other := range others {

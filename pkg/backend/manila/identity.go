@@ -28,6 +28,8 @@ const (
 	keyDeleted  = "abaca.deleted" // DeleteShare was called, and snapshots are left
 	keySource   = "abaca.source"  // the snapshot it was made from
 
+	deletedID = "deleted" // in the place of keyID's digest then, so that the name is free
+
 	prefixName        = "abaca.name."
 	prefixDescription = "abaca.description." // and the key, and a number
 	prefixClass       = "abaca.class."       // and a parameter that counts later

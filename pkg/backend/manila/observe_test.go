@@ -1,7 +1,10 @@
 package manila
 
 import (
+	"fmt"
+	"os"
 	"regexp"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -55,5 +58,103 @@ func TestObserve(t *testing.T) {
 	}
 	if s := calls["POST shares"]; s[200]+s[202] != 1 {
 		t.Errorf("POST shares: %v", s)
+	}
+}
+
+// TestDocumentedCalls: docs/manila.md lists the calls that a restricted application
+// credential needs, all that the driver makes and no others.
+func TestDocumentedCalls(t *testing.T) {
+	var mu sync.Mutex
+	called, documented := map[string]bool{}, map[string]bool{}
+	for _, version := range []string{"2.89", "2.72"} { // before 2.73 snapshots have no metadata
+		c := newCloud(t, fakemanila.Options{Microversion: version, Instances: true, Delay: slow})
+		o := c.options()
+		o.Observe = func(call string, _ int, _ time.Duration) {
+			mu.Lock()
+			defer mu.Unlock()
+			called[call] = true
+		}
+		b, err := Open(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		callAll(t, c, b)
+	}
+
+	text, err := os.ReadFile("../../../docs/manila.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), "## What a restricted application credential needs")
+	section, _, _ := strings.Cut(rest, "\n## ")
+	for _, row := range regexp.MustCompile(`(?m)^\| ([A-Z, ]+) \| (.*) \|$`).FindAllStringSubmatch(section, -1) {
+		for _, path := range regexp.MustCompile("`/([^`]*)`").FindAllStringSubmatch(row[2], -1) {
+			for method := range strings.SplitSeq(row[1], ", ") {
+				documented[method+" "+regexp.MustCompile(`\{[a-z]+\}`).ReplaceAllString(path[1], "{id}")] = true
+			}
+		}
+	}
+	delete(called, "GET versions")
+	for call := range called {
+		if !documented[call] {
+			t.Errorf("docs/manila.md does not list %s", call)
+		}
+	}
+	for call := range documented {
+		if !called[call] {
+			t.Errorf("docs/manila.md lists %s, which nobody asks for", call)
+		}
+	}
+}
+
+func errOf2[T any](_ T, _ bool, err error) error { return err }
+
+// callAll asks for all that a driver can ask for.
+func callAll(t *testing.T, c *cloud, b *Backend) {
+	t.Helper()
+	want := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	// Each way in which snapshots are mounted, and a share type that fails.
+	for i, parameters := range []map[string]string{
+		{}, {"type": "mountable", "protocol": "NFS"}, {"protocol": "NFS", "snapshotDirectory": ".snapshot/{instance}"}, {"type": "nowhere"},
+	} {
+		req := request(fmt.Sprint("volume ", i))
+		req.Parameters = parameters
+		share, err := b.CreateShare(t.Context(), req)
+		if parameters["type"] == "nowhere" {
+			if err == nil {
+				t.Error("a share of nowhere")
+			}
+			continue
+		}
+		want(err)
+		snap := ok[*backend.Snapshot](t)(b.CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: req.Name, ShareID: share.ID, Role: backend.RoleUser}))
+		clone := request(fmt.Sprint("clone ", i))
+		clone.FromSnapshot, clone.MinSize = snap.ID, 2*gib
+		want(b.DeleteShare(t.Context(), ok[*backend.Share](t)(b.CreateShare(t.Context(), clone)).ID))
+		for consumer, target := range map[string]backend.Target{fmt.Sprint("of-share-", i): {ShareID: share.ID}, fmt.Sprint("of-snapshot-", i): {SnapshotID: snap.ID}} {
+			ok[*backend.Export](t)(b.Export(t.Context(), target, consumer))
+			for _, readOnly := range []bool{true, false} {
+				ok[*backend.Export](t)(b.Grant(t.Context(), consumer, node1, readOnly))
+			}
+			want(b.Revoke(t.Context(), consumer, node1.Name))
+			want(b.Unexport(t.Context(), target, consumer))
+		}
+		c.Lock(share.ID, "audit")
+		want(b.DeleteSnapshot(t.Context(), snap.ID))
+		if err := b.DeleteShare(t.Context(), share.ID); err == nil {
+			t.Error("a share that is locked is deleted")
+		}
+		c.Lock(share.ID, "")
+		want(b.DeleteShare(t.Context(), share.ID))
+	}
+	want(errOf(b.Capacity(t.Context())))
+	want(errOf(b.Sweep(t.Context())))
+	for _, err := range []error{errOf2(b.ListShares(t.Context(), "", 0)), errOf2(b.ListSnapshots(t.Context(), "", 0)), errOf2(b.ListExports(t.Context(), "", 0))} {
+		want(err)
 	}
 }

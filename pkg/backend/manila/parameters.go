@@ -1,10 +1,13 @@
 package manila
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
 	"net/netip"
+	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -24,7 +27,7 @@ var parameters = map[string]bool{
 	"affinity":            false, // share ids, separated by commas
 	"antiAffinity":        false,
 	"access":              true, // who may mount NFS and CIFS: "node", or addresses and networks, separated by commas
-	"snapshotDirectory":   true, // where an NFS server shows snapshots, with {id} and {name}
+	"snapshotDirectory":   true, // where a server shows snapshots below a share's export: patterns, with a placeholder
 	"cephfs-mounter":      true, // kernel or fuse
 }
 
@@ -64,12 +67,28 @@ func class(p map[string]string) (keep map[string]string, err error) {
 	if _, err := extraMetadata(p["appendShareMetadata"]); err != nil {
 		return nil, err
 	}
-	if d := p["snapshotDirectory"]; d != "" && (strings.HasPrefix(d, "/") || strings.Contains(d, "..") ||
-		!strings.Contains(d, "{id}") && !strings.Contains(d, "{name}")) {
-		return nil, fmt.Errorf("%w: parameter \"snapshotDirectory\" is %q, but must be a relative path with {id} or {name} in it, such as .snapshot/{name}", backend.ErrInvalid, d)
+	if d := p["snapshotDirectory"]; d != "" {
+		_, malformed := path.Match(d, "")
+		named := slices.ContainsFunc(placeholders, func(p string) bool { return strings.Contains(d, p) })
+		if malformed != nil || !named || !filepath.IsLocal(d) || path.Clean(d) != d {
+			return nil, fmt.Errorf("%w: parameter \"snapshotDirectory\" is %q, but must be a relative path with %s in it, such as .snapshot/share_snapshot_{instance_}",
+				backend.ErrInvalid, d, strings.Join(placeholders, " or "))
+		}
 	}
 	return keep, nil
 }
+
+// The placeholders of the parameter snapshotDirectory. Manila gives its drivers
+// the id of a snapshot's instance, which is not the snapshot's, to name it by
+// (create_snapshot of manila/share/manager.py); CephFS's alone takes the latter.
+// None knows the name that a user gives.
+const (
+	placeID         = "{id}"
+	placeInstance   = "{instance}"
+	placeUnderlined = "{instance_}" // with _ for -
+)
+
+var placeholders = []string{placeID, placeInstance, placeUnderlined}
 
 const (
 	// accessNode is the value of the parameter access, and its default, that lets
@@ -118,6 +137,9 @@ func clients(list string) ([]string, error) {
 			all = append(all, c)
 		}
 	}
+	if list != "" && len(all) == 0 {
+		return nil, fmt.Errorf("%w: parameter \"access\" is %q, and names nobody: leave it out for the nodes that mount", backend.ErrInvalid, list)
+	}
 	return all, nil
 }
 
@@ -135,4 +157,36 @@ func extraMetadata(text string) (map[string]string, error) {
 		}
 	}
 	return m, nil
+}
+
+// CheckReference implements backend.Parameterized.
+func (b *Backend) CheckReference(ctx context.Context, shareID string, p map[string]string) error {
+	keep, err := class(p)
+	delete(keep, "autoTopology") // a snapshot is where it is
+	maps.DeleteFunc(keep, func(_, value string) bool { return value == "" })
+	if err != nil || len(keep) == 0 {
+		return err
+	}
+	s, err := b.lateShare(ctx, shareID)
+	if err != nil {
+		return fmt.Errorf("share %q: %w", shareID, err)
+	}
+	spelled := func(name, value string) string {
+		if name != "access" {
+			return value
+		}
+		if value == "" || value == accessNode {
+			return accessNode
+		}
+		all, _ := clients(value)
+		slices.Sort(all)
+		return strings.Join(all, ",")
+	}
+	for _, name := range slices.Sorted(maps.Keys(keep)) {
+		if has := spelled(name, s.class(name)); spelled(name, keep[name]) != has {
+			return fmt.Errorf("%w: parameter %q is %q, but a snapshot is mounted as its share is, whose class says %q: leave it out of the class, or name a class that agrees",
+				backend.ErrInvalid, name, keep[name], has)
+		}
+	}
+	return nil
 }

@@ -248,6 +248,31 @@ func (b *Backend) snapshotPaths(ctx context.Context, snapshot string) ([]exportP
 	return answer.Paths, err
 }
 
+// instanceOf returns the id of a snapshot's instance, which Manila shows to
+// administrators, and to whom its policy names. ErrUnsupported to others, and where
+// there are several, of replicas.
+func (b *Backend) instanceOf(ctx context.Context, snapshot string) (string, error) {
+	var answer struct {
+		Instances []struct{ ID string } `json:"snapshot_instances"`
+	}
+	err := b.get(ctx, "snapshot-instances?snapshot_id="+url.QueryEscape(snapshot), &answer)
+	refused := (*apiError)(nil)
+	switch {
+	case errors.As(err, &refused) && refused.status == http.StatusForbidden:
+		return "", fmt.Errorf("%w: the parameter \"snapshotDirectory\" of the share's class has the id of the snapshot's instance in it, and Manila's policy "+
+			"(share_snapshot_instance:index) does not show that to this user: %w", backend.ErrUnsupported, withoutKind(refused))
+	case err != nil:
+		return "", err
+	case len(answer.Instances) == 0:
+		return "", backend.ErrNotFound
+	case len(answer.Instances) > 1:
+		return "", fmt.Errorf("%w: the snapshot has %d instances, and it is not known which of them gives its directory the name", backend.ErrUnsupported, len(answer.Instances))
+	case !validID(answer.Instances[0].ID):
+		return "", errStrange
+	}
+	return answer.Instances[0].ID, nil
+}
+
 // typesAge is how long the share types are taken to be what they were.
 const typesAge = time.Minute
 

@@ -29,28 +29,46 @@ func (b *Backend) CreateShare(ctx context.Context, req backend.CreateShareReques
 		return nil, err
 	}
 	defer unlock()
-	return attempts(func() (*backend.Share, error) {
-		found, err := b.named(ctx, req.Name)
-		if err != nil {
-			return nil, pendingOr(err) // an earlier call may have made one
-		}
-		kind := "" // it may have been made long ago
-		if len(found) == 0 {
-			made, err := b.make(ctx, req)
+	for zone := 0; ; {
+		tried := ""
+		s, err := attempts(func() (*share, error) {
+			found, err := b.named(ctx, req.Name)
 			if err != nil {
-				return nil, err
+				return nil, pendingOr(err) // an earlier call may have made one
 			}
-			found, kind = []*share{made}, "create"
-			if req.FromSnapshot != "" {
-				kind = "clone"
+			kind := "" // it may have been made long ago
+			if len(found) == 0 {
+				in := req
+				in.Zones = req.Zones[min(zone, len(req.Zones)):]
+				made, err := b.make(ctx, in)
+				if err != nil {
+					return nil, err
+				}
+				found, kind = []*share{made}, "create"
+				if req.FromSnapshot != "" {
+					kind = "clone"
+				}
+			}
+			tried = found[0].Zone
+			return b.finish(ctx, req, found, kind)
+		})
+		// The orchestrator may want it in the same zones the next time, and in the same order.
+		if errors.Is(err, backend.ErrExhausted) && !errors.Is(err, backend.ErrPending) && choosesZone(req) {
+			if next := 1 + slices.Index(req.Zones, tried); next > zone && next < len(req.Zones) {
+				zone = next
+				continue
 			}
 		}
-		s, err := b.finish(ctx, req, found, kind)
 		if err != nil {
 			return nil, err
 		}
 		return b.public(s), nil
-	})
+	}
+}
+
+// choosesZone says whether a share is to be made in one of the zones of its request.
+func choosesZone(req backend.CreateShareRequest) bool {
+	return req.Parameters["autoTopology"] == "true" && len(req.Zones) > 0 && req.FromSnapshot == ""
 }
 
 // make asks for a new share.
@@ -72,6 +90,21 @@ func (b *Backend) make(ctx context.Context, req backend.CreateShareRequest) (*sh
 		}
 		if source.Size > size {
 			return nil, fmt.Errorf("%w: %d bytes cannot hold the source of %d", backend.ErrInvalid, req.MinSize, source.Size*gib)
+		}
+		if p["autoTopology"] == "true" && len(req.Zones) > 0 && parent.Zone != "" && !slices.Contains(req.Zones, parent.Zone) {
+			return nil, fmt.Errorf("%w: a share is made from a snapshot where that is, in zone %s, and wanted in %s", backend.ErrExhausted, parent.Zone, strings.Join(req.Zones, " or "))
+		}
+		if p["protocol"] != "" && !strings.EqualFold(p["protocol"], parent.Protocol) {
+			return nil, fmt.Errorf("%w: parameter \"protocol\" is %q, but a share that is made from a snapshot speaks as its source, %s", backend.ErrInvalid, p["protocol"], parent.Protocol)
+		}
+		if p["type"] != "" {
+			t, err := b.shareType(ctx, p["type"])
+			if err != nil {
+				return nil, err
+			}
+			if t.Name != parent.TypeName { // which Manila refuses too
+				return nil, fmt.Errorf("%w: parameter \"type\" is %q, but a share that is made from a snapshot has the type of its source, %q", backend.ErrInvalid, p["type"], parent.TypeName)
+			}
 		}
 		// A clone that is asked for larger than its snapshot comes out with the
 		// snapshot's quota: it is extended afterwards (seen on CephFS, 2025.1).
@@ -102,7 +135,7 @@ func (b *Backend) make(ctx context.Context, req backend.CreateShareRequest) (*sh
 	switch {
 	case p["availability"] != "":
 		ask["availability_zone"] = p["availability"]
-	case p["autoTopology"] == "true" && len(req.Zones) > 0 && req.FromSnapshot == "":
+	case choosesZone(req):
 		ask["availability_zone"] = req.Zones[0]
 	}
 	hints := map[string]any{}
@@ -400,7 +433,7 @@ func (b *Backend) DeleteShare(ctx context.Context, id string) (err error) {
 		}
 		// Its name is free for another one from now on, and nobody is let in who has
 		// not written yet that he is.
-		if err := b.setMetadata(ctx, "shares/"+id, map[string]string{keyDeleted: b.o.Now().UTC().Format(time.RFC3339), keyID: "deleted"}); err != nil {
+		if err := b.setMetadata(ctx, "shares/"+id, map[string]string{keyDeleted: b.o.Now().UTC().Format(time.RFC3339), keyID: deletedID}); err != nil {
 			return err
 		}
 		if s, err = b.getShare(ctx, id); err != nil {
@@ -414,20 +447,59 @@ func (b *Backend) DeleteShare(ctx context.Context, id string) (err error) {
 			}
 		}
 	}
-	return b.reap(ctx, s)
+	_, err = b.reap(ctx, s)
+	return err
 }
 
 func (b *Backend) snapshotsOf(ctx context.Context, share string) ([]*snapshot, error) {
 	return b.listSnapshots(ctx, url.Values{"share_id": {share}})
 }
 
-// reap removes a share that was deleted before, if it has no snapshots any more.
-func (b *Backend) reap(ctx context.Context, s *share) error {
-	left, err := b.snapshotsOf(ctx, s.ID)
-	if err != nil || len(left) > 0 {
-		return err
+// reap removes a share that was deleted before, unless there are snapshots left.
+func (b *Backend) reap(ctx context.Context, s *share) (left []*snapshot, err error) {
+	if left, err = b.snapshotsOf(ctx, s.ID); err == nil && len(left) == 0 {
+		err = b.removeShare(ctx, s)
 	}
-	return b.removeShare(ctx, s)
+	return left, err
+}
+
+// sweepTime is how long Sweep waits for one share.
+const sweepTime = time.Minute
+
+// Sweep implements backend.Sweeper: it removes the shares that were deleted before
+// and have lost their last snapshot by other hands than DeleteSnapshot's.
+func (b *Backend) Sweep(ctx context.Context) (waiting []string, err error) {
+	all, err := b.listShares(ctx, map[string]string{keyInstance: b.o.Instance, keyID: deletedID})
+	if err != nil {
+		return nil, fmt.Errorf("list the shares that wait for their deletion: %w", err)
+	}
+	for _, s := range all {
+		if !b.mine(s) || !s.deferred() || s.Status == "deleting" {
+			continue
+		}
+		part, cancel := context.WithTimeout(ctx, sweepTime)
+		left, rerr := b.reap(part, s)
+		cancel()
+		switch {
+		case errors.Is(rerr, backend.ErrNotFound):
+		case rerr != nil:
+			err = errors.Join(err, fmt.Errorf("delete share %s, which has waited for its snapshots: %w", s.ID, rerr))
+		case len(left) > 0:
+			var ours, others []string
+			for _, snap := range left {
+				if b.settle(snap); snap.Metadata[keyInstance] == b.o.Instance {
+					ours = append(ours, snap.ID)
+				} else {
+					others = append(others, snap.ID)
+				}
+			}
+			slices.Sort(ours)
+			slices.Sort(others)
+			waiting = append(waiting, fmt.Sprintf("share %s was deleted at %s, and goes with the last of its snapshots: Abaca's own %v, and %v that others have made",
+				s.ID, s.Metadata[keyDeleted], ours, others))
+		}
+	}
+	return waiting, err
 }
 
 // removeShare deletes a share, drops the keys of those who held it, and waits until
@@ -459,10 +531,8 @@ func (b *Backend) removeShare(ctx context.Context, s *share) error {
 		if s.Protocol != "CEPHFS" {
 			break
 		}
-		for _, user := range []string{b.user(consumer), b.readers(consumer)} {
-			if err := b.dropKey(ctx, user); err != nil {
-				return fmt.Errorf("drop the key of %q: %w", consumer, err)
-			}
+		if err := b.dropKeys(ctx, consumer); err != nil {
+			return err
 		}
 	}
 	s, err = b.await(ctx, id, "delete", func(s *share) bool { return s.Status != "deleting" && stateOf(s.Status) == failed })

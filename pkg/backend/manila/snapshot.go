@@ -193,7 +193,7 @@ func (b *Backend) DeleteSnapshot(ctx context.Context, id string) (err error) {
 	}
 	s, err := b.getSnapshot(ctx, id)
 	if errors.Is(err, backend.ErrNotFound) {
-		return b.sweep(ctx, id)
+		return b.finishGone(ctx, id)
 	}
 	if err != nil {
 		return err
@@ -204,20 +204,33 @@ func (b *Backend) DeleteSnapshot(ctx context.Context, id string) (err error) {
 	if err := dropTwinsOf(ctx, b, b.snapshotCalls(), s); err != nil {
 		return err
 	}
+	mark := ""
 	if s.Status != "deleting" {
-		if err := b.holders(ctx, s); err != nil {
+		parent, err := b.unheld(ctx, s)
+		if err != nil {
 			return err
 		}
+		for _, old := range parent.deletions(id) {
+			if !parent.recent(old, b.o.Now().Add(-markAge)) {
+				if err := b.dropMetadata(ctx, "shares/"+s.ShareID, old); err != nil {
+					return err
+				}
+			}
+		}
 		// The mark is this call's alone: one that withdraws must leave the others'.
-		mark := prefixDeleting + id + "." + rand.Text()[:12]
+		mark = prefixDeleting + id + "." + rand.Text()[:12]
 		if err := b.setMetadata(ctx, "shares/"+s.ShareID, map[string]string{mark: b.o.Now().UTC().Format(time.RFC3339)}); err != nil {
 			return err
 		}
-		if err := b.holders(ctx, s); err != nil {
+		if _, err := b.unheld(ctx, s); err != nil {
 			return errors.Join(err, b.dropMetadata(ctx, "shares/"+s.ShareID, mark))
 		}
 	}
-	if err := b.removeSnapshot(ctx, s); err != nil {
+	err = b.removeSnapshot(ctx, s)
+	if kept := (*keptError)(nil); errors.As(err, &kept) && mark != "" {
+		return errors.Join(err, b.dropMetadata(ctx, "shares/"+s.ShareID, mark))
+	}
+	if err != nil {
 		return err
 	}
 	return b.finishDeletion(ctx, s.ShareID, id)
@@ -226,28 +239,30 @@ func (b *Backend) DeleteSnapshot(ctx context.Context, id string) (err error) {
 // finishDeletion is what is left to do for the share of a snapshot that is gone.
 func (b *Backend) finishDeletion(ctx context.Context, shareID, id string) error {
 	parent, err := b.getShare(ctx, shareID)
+	if err == nil && parent.deferred() {
+		var left []*snapshot
+		if left, err = b.reap(ctx, parent); len(left) == 0 {
+			return err // and with the share its marks
+		}
+	}
 	if errors.Is(err, backend.ErrNotFound) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	if parent.deferred() {
-		return b.reap(ctx, parent)
-	}
-	for key := range parent.Metadata {
-		if strings.HasPrefix(key, prefixDeleting+id+".") {
-			err = errors.Join(err, b.dropMetadata(ctx, "shares/"+shareID, key))
-		}
+	for _, mark := range parent.deletions(id) {
+		err = errors.Join(err, b.dropMetadata(ctx, "shares/"+shareID, mark))
 	}
 	return err
 }
 
-// sweep finishes the deletion of a snapshot that is gone already.
-func (b *Backend) sweep(ctx context.Context, id string) error {
+// finishGone finishes the deletion of a snapshot that is gone already. Whoever
+// began it has left a mark; shares that wait for nothing else are Sweep's.
+func (b *Backend) finishGone(ctx context.Context, id string) error {
 	all, err := b.ours(ctx)
 	for _, s := range all {
-		if s.deferred() || s.beingDeleted(id, time.Time{}) {
+		if len(s.deletions(id)) > 0 {
 			err = errors.Join(err, b.finishDeletion(ctx, s.ID, id))
 		}
 	}
@@ -258,22 +273,35 @@ func (b *Backend) sweep(ctx context.Context, id string) error {
 // older mark is of a process that was killed in between.
 const markAge = 5 * time.Minute
 
+// deletions are the keys of the marks of those who have begun to delete a snapshot
+// of the share.
+func (s *share) deletions(snapshot string) (marks []string) {
+	for key := range s.Metadata {
+		if strings.HasPrefix(key, prefixDeleting+snapshot+".") {
+			marks = append(marks, key)
+		}
+	}
+	return marks
+}
+
+// recent says whether a mark is younger than a time.
+func (s *share) recent(mark string, after time.Time) bool {
+	since, err := time.Parse(time.RFC3339, s.Metadata[mark])
+	return err != nil || since.After(after)
+}
+
 // beingDeleted says whether somebody has begun to delete a snapshot of the share,
 // after a time.
 func (s *share) beingDeleted(snapshot string, after time.Time) bool {
-	for key, value := range s.Metadata {
-		if since, err := time.Parse(time.RFC3339, value); strings.HasPrefix(key, prefixDeleting+snapshot+".") && (err != nil || since.After(after)) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(s.deletions(snapshot), func(mark string) bool { return s.recent(mark, after) })
 }
 
-// holders returns ErrInUse while a consumer holds the snapshot.
-func (b *Backend) holders(ctx context.Context, s *snapshot) error {
+// unheld returns the share of a snapshot, or ErrInUse while a consumer holds the
+// snapshot.
+func (b *Backend) unheld(ctx context.Context, s *snapshot) (*share, error) {
 	parent, err := b.getShare(ctx, s.ShareID)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var names []string
 	parent.marks(func(consumer, what, _ string) { // an intent counts too
@@ -283,10 +311,15 @@ func (b *Backend) holders(ctx context.Context, s *snapshot) error {
 	})
 	if len(names) > 0 {
 		slices.Sort(names)
-		return fmt.Errorf("%w: held by %s", backend.ErrInUse, strings.Join(names, ", "))
+		return nil, fmt.Errorf("%w: held by %s", backend.ErrInUse, strings.Join(names, ", "))
 	}
-	return nil
+	return parent, nil
 }
+
+// keptError is why Manila does not delete a snapshot, and is not about to.
+type keptError struct{ error }
+
+func (k *keptError) Unwrap() error { return k.error }
 
 // removeSnapshot deletes a snapshot and waits until it is gone.
 func (b *Backend) removeSnapshot(ctx context.Context, s *snapshot) error {
@@ -298,17 +331,20 @@ func (b *Backend) removeSnapshot(ctx context.Context, s *snapshot) error {
 		}
 		return status, err
 	})
-	if refused != nil {
-		return fmt.Errorf("%w: Manila does not delete it in the state %s: %w", backend.ErrUnavailable, status, withoutKind(refused))
-	}
-	if err != nil {
+	switch {
+	case refused != nil && status == "error_deleting":
+		return &keptError{why("Manila has failed to delete the snapshot, and tries again only when an administrator has put it into the state error "+
+			"(openstack share snapshot set --status error "+s.ID+")", b.complaint(ctx, s.ID, time.Time{}, deleting...))}
+	case refused != nil:
+		return &keptError{fmt.Errorf("%w: Manila does not delete it in the state %s: %w", backend.ErrUnavailable, status, withoutKind(refused))}
+	case err != nil:
 		return err
 	}
 	gone, err := b.awaitSnapshot(ctx, s.ID, "delete snapshot", func(s *snapshot) bool { return s.Status == "error_deleting" })
 	if err != nil || gone == nil {
 		return err
 	}
-	return why("Manila could not delete the snapshot", b.complaint(ctx, s.ID, time.Time{}, deleting...))
+	return &keptError{why("Manila could not delete the snapshot", b.complaint(ctx, s.ID, time.Time{}, deleting...))}
 }
 
 // ListSnapshots implements backend.Backend.

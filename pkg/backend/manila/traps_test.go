@@ -277,9 +277,13 @@ func TestRefusals(t *testing.T) {
 		"a wrong protocol":             {with("a", map[string]string{"protocol": "FTP"}), backend.ErrInvalid, "CEPHFS, NFS or CIFS"},
 		"two zones":                    {with("a", map[string]string{"availability": "az-one", "autoTopology": "true"}), backend.ErrInvalid, "contradict"},
 		"no network":                   {with("a", map[string]string{"access": "everybody"}), backend.ErrInvalid, "192.0.2.0/24"},
+		"no client":                    {with("a", map[string]string{"access": " ,"}), backend.ErrInvalid, "names nobody"},
 		"metadata of ours":             {with("a", map[string]string{"appendShareMetadata": `{"abaca.id":"x"}`}), backend.ErrInvalid, "abaca.id"},
 		"metadata that is no object":   {with("a", map[string]string{"appendShareMetadata": "x"}), backend.ErrInvalid, "JSON"},
 		"a directory outside":          {with("a", map[string]string{"snapshotDirectory": "../{id}"}), backend.ErrInvalid, "relative"},
+		"a directory that is no path":  {with("a", map[string]string{"snapshotDirectory": ".snapshot//{id}"}), backend.ErrInvalid, "relative"},
+		"a malformed pattern":          {with("a", map[string]string{"snapshotDirectory": ".snapshot/[{id}"}), backend.ErrInvalid, "relative"},
+		"a name that no driver gives":  {with("a", map[string]string{"snapshotDirectory": ".snapshot/{name}"}), backend.ErrInvalid, "{instance_}"},
 	} {
 		_, err := b.CreateShare(t.Context(), test.req)
 		if !errors.Is(err, test.kind) || !strings.Contains(err.Error(), test.words) {
@@ -344,6 +348,45 @@ func TestCloneTooLarge(t *testing.T) {
 	}
 	if left := c.Counts(); left != "1 shares, 1 snapshots, 0 rules" {
 		t.Errorf("there is %s", left)
+	}
+}
+
+// TestSnapshotDirectory: a snapshot is looked for by the name that the back end's
+// driver gives it; where that cannot be known, nothing is held, and the error says
+// who has to do what.
+func TestSnapshotDirectory(t *testing.T) {
+	for pattern, name := range map[string]func(*fakemanila.Snapshot) string{
+		".snapshot/share_snapshot_{instance_}": func(s *fakemanila.Snapshot) string {
+			return ".snapshot/share_snapshot_" + strings.ReplaceAll(s.Instance, "-", "_")
+		},
+		".snapshot/share-snapshot-{instance}": func(s *fakemanila.Snapshot) string { return ".snapshot/share-snapshot-" + s.Instance },
+		".snap/_{id}_*":                       func(s *fakemanila.Snapshot) string { return ".snap/_" + s.ID + "_*" },
+	} {
+		for _, shown := range []bool{true, false} {
+			c := newCloud(t, fakemanila.Options{Instances: shown})
+			b := c.open()
+			req := request("data")
+			req.Parameters = map[string]string{"type": "cephfs", "protocol": "NFS", "snapshotDirectory": pattern}
+			share := ok[*backend.Share](t)(b.CreateShare(t.Context(), req))
+			snap := ok[*backend.Snapshot](t)(b.CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: "a[*]/b", ShareID: share.ID, Role: backend.RoleUser}))
+			x, err := b.Export(t.Context(), backend.Target{SnapshotID: snap.ID}, "one")
+			want := ""
+			c.Alter(func(_ map[string]*fakemanila.Share, snapshots map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+				want = name(snapshots[snap.ID])
+			})
+			if shown || strings.Contains(pattern, placeID) {
+				if err != nil || x.Path != want {
+					t.Errorf("%s: %+v, %v, want %s", pattern, x, err, want)
+				}
+				continue
+			}
+			if !errors.Is(err, backend.ErrUnsupported) || !strings.Contains(err.Error(), "share_snapshot_instance:index") {
+				t.Errorf("%s, which this user does not see: %v", pattern, err)
+			}
+			if err := b.DeleteSnapshot(t.Context(), snap.ID); err != nil {
+				t.Errorf("it is held all the same: %v", err)
+			}
+		}
 	}
 }
 
@@ -686,6 +729,82 @@ func TestRules(t *testing.T) {
 	cancel()
 	if !notYet(err) {
 		t.Errorf("a rule that stays queued: %v", err)
+	}
+}
+
+// TestClassOfSource: a clone has type and protocol of its source, and a snapshot is
+// mounted as its share's class says; a class that says otherwise is refused.
+func TestClassOfSource(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{})
+	b := c.open()
+	req := request("data")
+	req.Parameters = map[string]string{"type": "mountable", "protocol": "NFS", "access": "192.0.2.7,192.0.2.8"}
+	share := ok[*backend.Share](t)(b.CreateShare(t.Context(), req))
+	req = request("clone")
+	req.FromSnapshot = ok[*backend.Snapshot](t)(b.CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: "cut", ShareID: share.ID, Role: backend.RoleUser})).ID
+	for _, test := range []struct {
+		clone  bool
+		class  map[string]string
+		refuse string
+	}{
+		{true, map[string]string{"type": "cephfs", "protocol": "NFS"}, `"mountable"`},
+		{true, map[string]string{"type": "gold"}, `"gold"`},
+		{true, map[string]string{"type": "mountable", "protocol": "CIFS"}, "NFS"},
+		{true, map[string]string{"type": "mountable", "protocol": "nfs", "access": "192.0.2.9"}, ""},
+		{false, nil, ""},
+		{false, map[string]string{"type": "cephfs", "autoTopology": "true", "access": ""}, ""}, // of what is made
+		{false, map[string]string{"access": "192.0.2.8/32, 192.0.2.7"}, ""},
+		{false, map[string]string{"access": "node"}, "192.0.2.7,192.0.2.8"},
+		{false, map[string]string{"access": "everybody"}, "192.0.2.0/24"},
+		{false, map[string]string{"snapshotDirectory": ".snapshot/{id}"}, "snapshotDirectory"},
+		{false, map[string]string{"cephfs-mounter": "FUSE"}, "kernel, fuse"},
+	} {
+		var err error
+		if req.Parameters = test.class; test.clone {
+			_, err = b.CreateShare(t.Context(), req)
+		} else {
+			err = b.CheckReference(t.Context(), share.ID, test.class)
+		}
+		if (err == nil) != (test.refuse == "") || err != nil && (!errors.Is(err, backend.ErrInvalid) || !strings.Contains(err.Error(), test.refuse)) {
+			t.Errorf("%+v: %v", test, err)
+		}
+	}
+}
+
+// TestZones: a zone that is full is not the end while there is another one, and a
+// clone is not made where it is not wanted.
+func TestZones(t *testing.T) {
+	full := map[string]bool{"az-one": true}
+	c := newCloud(t, fakemanila.Options{Delay: slow, Full: func(zone string) bool { return full[zone] }})
+	b := c.open()
+	in := func(name string, zones ...string) backend.CreateShareRequest {
+		req := request(name)
+		req.Zones, req.Parameters = zones, map[string]string{"autoTopology": "true"}
+		return req
+	}
+	share := ok[*backend.Share](t)(b.CreateShare(t.Context(), in("data", "az-one", "az-two")))
+	if share.Zone != "az-two" {
+		t.Errorf("made in %q", share.Zone)
+	}
+	if again := ok[*backend.Share](t)(b.CreateShare(t.Context(), in("data", "az-one", "az-two"))); again.ID != share.ID {
+		t.Errorf("made twice: %s and %s", share.ID, again.ID)
+	}
+	full["az-two"] = true
+	if _, err := b.CreateShare(t.Context(), in("more", "az-two", "az-one", "az-two")); !errors.Is(err, backend.ErrExhausted) {
+		t.Errorf("where there is room in no zone: %v", err)
+	}
+	snap := ok[*backend.Snapshot](t)(b.CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: "cut", ShareID: share.ID, Role: backend.RoleUser}))
+	clone := in("clone", "az-one")
+	clone.FromSnapshot, full["az-two"] = snap.ID, false
+	if _, err := b.CreateShare(t.Context(), clone); !errors.Is(err, backend.ErrExhausted) || !strings.Contains(err.Error(), "az-two") {
+		t.Errorf("a clone in another zone than its source: %v", err)
+	}
+	if left := c.Counts(); left != "1 shares, 1 snapshots, 0 rules" {
+		t.Errorf("there is %s", left)
+	}
+	clone.Zones = append(clone.Zones, "az-two")
+	if made := ok[*backend.Share](t)(b.CreateShare(t.Context(), clone)); made.Zone != "az-two" {
+		t.Errorf("the clone is in %q", made.Zone)
 	}
 }
 
