@@ -26,6 +26,8 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	apilabels "k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"sigs.k8s.io/yaml"
@@ -68,7 +70,8 @@ backends:
 repositories: [{name: offsite, secretName: offsite}]
 repositoryNamespaces: [shop]
 csiDriver: {attachRequired: true, fsGroupPolicy: None}
-networkPolicy: {enabled: true, metricsFrom: [{namespaceSelector: {matchLabels: {a: b}}}]}
+controller: {metrics: {enabled: true}}
+networkPolicy: {metricsFrom: [{namespaceSelector: {matchLabels: {a: b}}}]}
 movers: {cache: {hostPath: /var/cache/abaca}}
 `
 )
@@ -243,9 +246,6 @@ func TestManifests(t *testing.T) {
 			for _, d := range of[*appsv1.DaemonSet](all) {
 				selects(t, d.Name, d.Spec.Selector.MatchLabels, d.Spec.Template.Labels, pods["controller"].Labels)
 			}
-			for _, p := range of[*networkingv1.NetworkPolicy](all) {
-				selects(t, "policy", p.Spec.PodSelector.MatchLabels, pods["controller"].Labels, pods["node"].Labels)
-			}
 		})
 	}
 }
@@ -324,6 +324,66 @@ func checkPod(t *testing.T, name string, spec corev1.PodSpec) {
 	}
 	if token := spec.AutomountServiceAccountToken; name == "node" && (token == nil || *token != strings.Contains(fmt.Sprint(spec), "--keys=secret:")) {
 		t.Error("a node has a token to read keys with, and for nothing else")
+	}
+}
+
+// TestWhoConnects: what tells of all namespaces is on the pod's loopback. Metrics are on
+// its address if somebody wants them, and then for those alone who were named.
+func TestWhoConnects(t *testing.T) {
+	const named = "\nnetworkPolicy: {metricsFrom: [{namespaceSelector: {matchLabels: {a: b}}}]}"
+	for _, test := range []struct {
+		values, metrics string
+		closed          []string
+	}{
+		{"", "", []string{"controller", "maintenance", "mover"}},
+		{"networkPolicy: {enabled: false}", "", nil},
+		{"controller: {metrics: {enabled: true}}" + named, ":29681", []string{"controller", "maintenance", "mover"}},
+		{"monitoring: {serviceMonitor: {enabled: true}}" + named, ":29681", []string{"controller", "maintenance", "mover"}},
+		{"controller: {metrics: {enabled: false}}\nnode: {metrics: {enabled: true}}\nmonitoring: {serviceMonitor: {enabled: true}}", "", []string{"controller", "maintenance", "mover"}},
+		{"controller: {hostNetwork: true, metrics: {enabled: true}}", ":29681", []string{"maintenance", "mover"}},
+	} {
+		out, err := helm(t, "backends: [{name: l, local: {node: n1}}]\nrepositories: [{name: r, secretName: s}]\n"+test.values)
+		if err != nil {
+			t.Fatal(err)
+		}
+		docs := slices.DeleteFunc(strings.Split(out, "\n---\n"), func(doc string) bool { return strings.Contains(doc, "kind: ServiceMonitor") })
+		all := decode(t, strings.Join(docs, "\n---\n"))
+		controller := pod(all)["controller"]
+		endpoints := map[string]string{}
+		for _, arg := range controller.Spec.Containers[0].Args {
+			if flag, address, ok := strings.Cut(arg, "="); ok && strings.HasSuffix(flag, "-endpoint") {
+				endpoints[flag] = address
+			}
+		}
+		if endpoints["--http-endpoint"] != "127.0.0.1:29685" || endpoints["--metrics-endpoint"] != test.metrics {
+			t.Errorf("%s: the controller listens at %v", test.values, endpoints)
+		}
+
+		labels := map[string]map[string]string{"controller": controller.Labels, "node": pod(all)["node"].Labels,
+			"mover": of[*corev1.PodTemplate](all)[0].Template.Labels, "maintenance": of[*batchv1.CronJob](all)[0].Spec.JobTemplate.Spec.Template.Labels}
+		var closed []string
+		open := map[string][]networkingv1.NetworkPolicyIngressRule{}
+		for _, p := range of[*networkingv1.NetworkPolicy](all) {
+			selector, err := metav1.LabelSelectorAsSelector(&p.Spec.PodSelector)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for who, l := range labels {
+				if selector.Matches(apilabels.Set(l)) {
+					closed, open[who] = append(closed, who), append(open[who], p.Spec.Ingress...)
+				}
+			}
+		}
+		slices.Sort(closed)
+		if closed = slices.Compact(closed); !slices.Equal(closed, test.closed) {
+			t.Errorf("%s: policies are of %v, want %v", test.values, closed, test.closed)
+		}
+		for who, rules := range open {
+			if read := who == "controller" && test.metrics != ""; !read && len(rules) > 0 ||
+				read && (len(rules) != 1 || len(rules[0].From) != 1 || len(rules[0].Ports) != 1 || rules[0].Ports[0].Port.String() != "metrics") {
+				t.Errorf("%s: connects to %s: %+v", test.values, who, rules)
+			}
+		}
 	}
 }
 
@@ -482,6 +542,8 @@ func TestRefusedValues(t *testing.T) {
 		local + "storageClasses: [{name: s, backend: x}]":                                          `backend "x"`,
 		local + "storageClasses: [{name: s, parameters: {backend: x}}]":                            "parameters",
 		local + "state: {existingClaim: c}":                                                        "existingClaim",
+		local + "controller: {metrics: {enabled: true}}":                                           "networkPolicy.metricsFrom",
+		manila + "monitoring: {serviceMonitor: {enabled: true}}":                                   "networkPolicy.metricsFrom",
 		manila + "csiDriver: {attachRequired: false}":                                              "attachRequired",
 		"backends: [{name: backup, local: {node: n1}}]":                                            "backends/0/name",
 		"backends: [{name: l}]":                                                                    "backends/0",

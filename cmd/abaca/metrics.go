@@ -48,3 +48,10 @@ func handler(d *csi.Driver, backends calls) http.Handler {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	return mux
 }
+
+// metricsOf serves the metrics of all that a handler has, and nothing else.
+func metricsOf(all http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", all)
+	return mux
+}

@@ -43,6 +43,7 @@ type serveOptions struct {
 	controller, node bool
 
 	endpoint, httpEndpoint string
+	metricsEndpoint        string
 	config, repositories   string
 	movers                 string
 	events                 bool
@@ -61,7 +62,8 @@ func newServeCommand(name, short string, controller, node bool) *cobra.Command {
 	}}
 	f := cmd.Flags()
 	f.StringVar(&o.endpoint, "endpoint", "", "where the CSI services listen: unix:///path")
-	f.StringVar(&o.httpEndpoint, "http-endpoint", "", "where /metrics, /healthz and /status listen, such as :9090; empty for nowhere")
+	f.StringVar(&o.httpEndpoint, "http-endpoint", "", "where /status, /metrics, /readyz and /healthz listen, such as 127.0.0.1:9090: nobody is asked who they are; empty for nowhere")
+	f.StringVar(&o.metricsEndpoint, "metrics-endpoint", "", "where /metrics alone listens, such as :9091; empty for nowhere else")
 	if configHelp := "the file with the backends"; controller {
 		f.StringVar(&o.config, "config", "", configHelp)
 		must(cmd, "config")
@@ -204,16 +206,23 @@ func (o serveOptions) run(ctx context.Context) error {
 	if jobs != nil {
 		beside.Go(func() { jobs.Run(ctx, driver.Backups.Tick) })
 	}
-	if o.httpEndpoint != "" {
-		web, err := net.Listen("tcp", o.httpEndpoint)
+	all := handler(driver, calls)
+	for _, at := range []struct {
+		address string
+		handler http.Handler
+	}{{o.httpEndpoint, all}, {o.metricsEndpoint, metricsOf(all)}} {
+		if at.address == "" {
+			continue
+		}
+		web, err := net.Listen("tcp", at.address)
 		if err != nil {
 			return fmt.Errorf("http endpoint: %w", err)
 		}
-		server := &http.Server{Handler: handler(driver, calls), ReadHeaderTimeout: 10 * time.Second}
+		server := &http.Server{Handler: at.handler, ReadHeaderTimeout: 10 * time.Second}
 		beside.Go(func() { _ = server.Serve(web) })
 		context.AfterFunc(ctx, func() { server.Close() })
 	}
-	klog.FromContext(ctx).Info("Serving", "endpoint", o.endpoint, "version", version, "node", o.nodeID, "httpEndpoint", o.httpEndpoint)
+	klog.FromContext(ctx).Info("Serving", "endpoint", o.endpoint, "version", version, "node", o.nodeID, "httpEndpoint", o.httpEndpoint, "metricsEndpoint", o.metricsEndpoint)
 	err = driver.Serve(ctx, listener, serveGrace)
 	klog.FromContext(ctx).Info("Ended")
 	return err

@@ -66,9 +66,10 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- if .Values.controller.hostNetwork }}true{{ end }}
 {{- end }}
 
+{{/* "true" if others may read the controller's metrics. */}}
 {{- define "abaca.metrics" -}}
 {{- if kindIs "bool" .Values.controller.metrics.enabled }}{{ if .Values.controller.metrics.enabled }}true{{ end }}
-{{- else if not (include "abaca.hostNetwork" .) }}true{{ end }}
+{{- else if and .Values.monitoring.serviceMonitor.enabled (not (include "abaca.hostNetwork" .)) }}true{{ end }}
 {{- end }}
 
 {{/* The directories of local backends other than state.hostPath, as JSON. */}}
