@@ -307,6 +307,9 @@ func checkPod(t *testing.T, name string, spec corev1.PodSpec) {
 			if s.Privileged == nil || !*s.Privileged || c.LivenessProbe == nil || c.StartupProbe == nil || c.ReadinessProbe == nil {
 				t.Errorf("%s cannot mount, or has no probe", where)
 			}
+			if c.TerminationMessagePolicy != corev1.TerminationMessageFallbackToLogsOnError {
+				t.Errorf("%s does not say why it does not start", where)
+			}
 		case s.AllowPrivilegeEscalation == nil || *s.AllowPrivilegeEscalation || s.ReadOnlyRootFilesystem == nil || !*s.ReadOnlyRootFilesystem ||
 			s.Capabilities == nil || !slices.Equal(s.Capabilities.Drop, []corev1.Capability{"ALL"}) || len(s.Capabilities.Add) > 0 ||
 			s.SeccompProfile == nil || s.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault || s.Privileged != nil ||
@@ -506,6 +509,17 @@ func TestFlags(t *testing.T) {
 				out, err := exec.Command(program, args...).CombinedOutput()
 				if err == nil || !strings.Contains(string(out), "--node-id") {
 					t.Errorf("%s: abaca %s: %v: %s", variant, strings.Join(args, " "), err, out)
+				}
+				// Readiness asks where the controller listens; a pod that lacks something lives.
+				if c.LivenessProbe.HTTPGet == nil || c.StartupProbe.HTTPGet == nil || (c.ReadinessProbe.Exec == nil) != (name == "node") {
+					t.Errorf("%s, %s: probes %v %v %v", variant, name, c.LivenessProbe, c.StartupProbe, c.ReadinessProbe)
+				}
+				if name == "controller" {
+					probe := c.ReadinessProbe.Exec.Command
+					out, err := exec.Command(program, probe[1:]...).CombinedOutput()
+					if !slices.Contains(c.Args, probe[2]) || probe[0] != "/usr/local/bin/abaca" || err == nil || !strings.Contains(string(out), "does not serve") {
+						t.Errorf("%s: %v: %v: %s", variant, probe, err, out)
+					}
 				}
 			}
 		}

@@ -76,14 +76,14 @@ func watchedHandler(t *testing.T, w *watched) http.Handler {
 	driver.Metrics.RecordMetrics("/csi.v1.Node/NodeStageVolume", nil, time.Second)
 	backends := newCalls()
 	backends.of("manila")("GET shares/{id}", 200, time.Second)
-	return handler(driver, backends)
+	return handler(driver, backends, newLacks(time.Now))
 }
 
 // TestMetricsEndpoint: who may read the metrics reads nothing else.
 func TestMetricsEndpoint(t *testing.T) {
 	all := watchedHandler(t, newWatched(t))
 	alone := metricsOf(all)
-	for _, path := range []string{"/status", "/healthz", "/metrics"} {
+	for _, path := range []string{"/status", "/readyz", "/healthz", "/metrics"} {
 		a, b := get(all, path), get(alone, path)
 		want := http.StatusNotFound
 		if path == "/metrics" {

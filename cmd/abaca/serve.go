@@ -52,6 +52,8 @@ type serveOptions struct {
 	addresses              []string
 	restic                 string
 	anyRestic, checkRestic bool
+
+	lacks *lacks // what the driver has asked in vain
 }
 
 func newServeCommand(name, short string, controller, node bool) *cobra.Command {
@@ -110,6 +112,7 @@ func exists(path string) bool {
 }
 
 func (o serveOptions) run(ctx context.Context) error {
+	o.lacks = newLacks(time.Now)
 	c := &config{}
 	if o.config != "" {
 		var err error
@@ -133,7 +136,7 @@ func (o serveOptions) run(ctx context.Context) error {
 	if o.keys == "" {
 		o.keys = filepath.Join(o.stateDir, "keys")
 	}
-	reader, err := keyReader(o.keys)
+	reader, err := keyReader(o.keys, o.lacks.kubernetes)
 	if err != nil {
 		return err
 	}
@@ -146,7 +149,7 @@ func (o serveOptions) run(ctx context.Context) error {
 	for _, b := range c.Backends {
 		driver.DefaultBackend = cmp.Or(driver.DefaultBackend, b.Name)
 		if b.Manila != nil {
-			opened, err := o.manila(ctx, b.Manila, calls.of(b.Name))
+			opened, err := o.manila(ctx, b.Manila, o.lacks.backend(b.Name, calls.of(b.Name)))
 			if err != nil {
 				return fmt.Errorf("backend %q: %w", b.Name, err)
 			}
@@ -175,7 +178,7 @@ func (o serveOptions) run(ctx context.Context) error {
 	}
 	news, events := &backup.News{}, (*kube.Events)(nil)
 	if o.events {
-		client, err := inCluster()
+		client, err := inCluster(o.lacks.kubernetes)
 		if err != nil {
 			return fmt.Errorf("--events: %w", err)
 		}
@@ -206,7 +209,7 @@ func (o serveOptions) run(ctx context.Context) error {
 	if jobs != nil {
 		beside.Go(func() { jobs.Run(ctx, driver.Backups.Tick) })
 	}
-	all := handler(driver, calls)
+	all := handler(driver, calls, o.lacks)
 	for _, at := range []struct {
 		address string
 		handler http.Handler
@@ -236,7 +239,7 @@ func (o serveOptions) manila(ctx context.Context, c *manilaConfig, observe func(
 	if err := os.MkdirAll(o.stateDir, 0o700); err != nil {
 		return nil, err
 	}
-	store, err := openKeys(o.keys)
+	store, err := openKeys(o.keys, o.lacks.kubernetes)
 	if err != nil {
 		return nil, err
 	}
@@ -341,7 +344,7 @@ func (o serveOptions) jobs(administrators backup.Directory) (*kube.Runner, error
 	if !ok || !also || namespace == "" || name == "" || strings.Contains(name, "/") {
 		return nil, fmt.Errorf("--movers %s must be podtemplate:NAMESPACE/NAME, or empty", o.movers)
 	}
-	client, err := inCluster()
+	client, err := inCluster(o.lacks.kubernetes)
 	if err != nil {
 		return nil, fmt.Errorf("--movers %s: %w", o.movers, err)
 	}

@@ -146,7 +146,8 @@ securityContext: {{- include "abaca.unprivileged" .root | nindent 2 }}
 resources: {{- toYaml .root.Values.controller.sidecarResources | nindent 2 }}
 {{- end }}
 
-{{/* host: the probe goes to the node's loopback, and not to an address of its. */}}
+{{/* loopback: the probes go to the node's loopback, and not to an address of its.
+ready: where the driver says what it lacks, if anywhere. */}}
 {{- define "abaca.probes" -}}
 {{- $get := dict "path" "/healthz" "port" "healthz" }}
 {{- if .loopback }}{{ $_ := set $get "host" "127.0.0.1" }}{{ end }}
@@ -162,9 +163,17 @@ livenessProbe:
   timeoutSeconds: 6
   failureThreshold: 6
 readinessProbe:
+  {{- if .ready }}
+  # It prints what is missing, which the kubelet shows. None of that is mended by a new
+  # start, so the liveness probe does not ask for it.
+  exec: {command: [/usr/local/bin/abaca, ready, "--http-endpoint={{ .ready }}"]}
+  periodSeconds: 20
+  timeoutSeconds: 10
+  {{- else }}
   httpGet: {{- toYaml $get | nindent 4 }}
   periodSeconds: 10
   timeoutSeconds: 6
+  {{- end }}
 {{- end }}
 
 {{- define "abaca.probeContainer" -}}
