@@ -24,6 +24,7 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -56,7 +57,7 @@ storageClasses:
 snapshotClasses:
 - {name: s, type: snapshot, default: true, annotations: {a: b}, deletionPolicy: Retain}
 - {name: b, type: backup, repository: near.by, allowPartial: true, allowEmpty: true, exclude: ["*.tmp", "/a, b"]}
-state: {existingClaim: state}
+state: {existingClaim: state, existingClaimShared: true}
 controller: {replicas: 2, hostNetwork: true, metrics: {enabled: true}, nodeSelector: {a: b}, tolerations: [{operator: Exists}], podAnnotations: {a: b}, podLabels: {a: b},
   affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: a, operator: Exists}]}]}}}}
 node: {zone: z, metrics: {enabled: true}, nodeSelector: {a: b}, podAnnotations: {a: b}, podLabels: {a: b}}
@@ -144,7 +145,7 @@ type objects []runtime.Object
 var codecs = func() serializer.CodecFactory {
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, appsv1.AddToScheme, batchv1.AddToScheme, storagev1.AddToScheme,
-		rbacv1.AddToScheme, networkingv1.AddToScheme, snapshotv1.AddToScheme} {
+		rbacv1.AddToScheme, networkingv1.AddToScheme, policyv1.AddToScheme, snapshotv1.AddToScheme} {
 		if err := add(scheme); err != nil {
 			panic(err)
 		}
@@ -390,6 +391,46 @@ func TestWhoConnects(t *testing.T) {
 	}
 }
 
+// TestReplicas: there are two controllers wherever two can be, apart from each other,
+// and what drains nodes leaves one.
+func TestReplicas(t *testing.T) {
+	const local, manila = "backends: [{name: l, local: {node: n1}}]\n", "backends: [{name: m, manila: {cloud: c, cloudsSecret: s}}]\n"
+	for values, want := range map[string]int32{
+		local:                                1,
+		local + "controller: {replicas: 2}":  2,
+		manila:                               2,
+		manila + "controller: {replicas: 1}": 1,
+		manila + "controller: {hostNetwork: true}":                      1,
+		manila + "state: {existingClaim: c}":                            1,
+		manila + "state: {existingClaim: c, existingClaimShared: true}": 2,
+		manila + "state: {existingClaim: c}\ncontroller: {replicas: 1}": 1,
+		manila + "controller: {hostNetwork: true, replicas: 3}":         3,
+		manila + "controller: {replicas: 0}":                            0,
+	} {
+		all := render(t, values)
+		d := of[*appsv1.Deployment](all)[0]
+		if *d.Spec.Replicas != want {
+			t.Errorf("%s: %d controllers, want %d", values, *d.Spec.Replicas, want)
+		}
+		several := want > 1
+		elect := slices.Contains(d.Spec.Template.Spec.Containers[1].Args, "--leader-election")
+		roles := slices.ContainsFunc(of[*rbacv1.Role](all), func(r *rbacv1.Role) bool { return r.Name == "abaca-leader-election" })
+		budgets, spread := of[*policyv1.PodDisruptionBudget](all), d.Spec.Template.Spec.TopologySpreadConstraints
+		if elect != several || roles != several || (len(budgets) == 1) != several || (len(spread) == 2) != several {
+			t.Errorf("%s: leader election %v with a role %v, %d budgets, %d constraints", values, elect, roles, len(budgets), len(spread))
+		}
+		for _, b := range budgets {
+			selects(t, "budget", b.Spec.Selector.MatchLabels, d.Spec.Template.Labels, pod(all)["node"].Labels)
+			if b.Spec.MaxUnavailable.IntValue() != 1 || *b.Spec.UnhealthyPodEvictionPolicy != policyv1.AlwaysAllow {
+				t.Errorf("%s: %+v", values, b.Spec)
+			}
+		}
+		for _, s := range spread {
+			selects(t, "constraint", s.LabelSelector.MatchLabels, d.Spec.Template.Labels, pod(all)["node"].Labels)
+		}
+	}
+}
+
 // TestMovers: what a mover is like before its Job adds what it moves, and its
 // security context.
 func TestMovers(t *testing.T) {
@@ -556,6 +597,7 @@ func TestRefusedValues(t *testing.T) {
 		local + "storageClasses: [{name: s, backend: x}]":                                          `backend "x"`,
 		local + "storageClasses: [{name: s, parameters: {backend: x}}]":                            "parameters",
 		local + "state: {existingClaim: c}":                                                        "existingClaim",
+		manila + "state: {existingClaim: c}\ncontroller: {replicas: 2}":                            "existingClaimShared",
 		local + "controller: {metrics: {enabled: true}}":                                           "networkPolicy.metricsFrom",
 		manila + "monitoring: {serviceMonitor: {enabled: true}}":                                   "networkPolicy.metricsFrom",
 		manila + "csiDriver: {attachRequired: false}":                                              "attachRequired",

@@ -66,6 +66,19 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- if .Values.controller.hostNetwork }}true{{ end }}
 {{- end }}
 
+{{/* How many controllers. */}}
+{{- define "abaca.replicas" -}}
+{{- $n := .Values.controller.replicas }}
+{{- $shared := or (not .Values.state.existingClaim) .Values.state.existingClaimShared }}
+{{- if kindIs "invalid" $n }}
+{{- $n = ternary 2 1 (and (eq (include "abaca.manila" .) "true") (not (include "abaca.hostNetwork" .)) $shared) }}
+{{- end }}
+{{- if and (gt (int $n) 1) (not $shared) }}
+{{- fail "controller.replicas: several on several nodes need a state.existingClaim of ReadWriteMany; set state.existingClaimShared if it is, or replicas to 1" }}
+{{- end }}
+{{- int $n }}
+{{- end }}
+
 {{/* "true" if others may read the controller's metrics. */}}
 {{- define "abaca.metrics" -}}
 {{- if kindIs "bool" .Values.controller.metrics.enabled }}{{ if .Values.controller.metrics.enabled }}true{{ end }}
@@ -127,7 +140,7 @@ runAsGroup: 65532
 - --kube-api-burst={{ .root.Values.controller.kubeAPI.burst }}
 - --timeout={{ .of.timeout }}
 - --retry-interval-max={{ .of.retryIntervalMax }}
-{{- if gt (int .root.Values.controller.replicas) 1 }}
+{{- if gt (include "abaca.replicas" .root | int) 1 }}
 - --leader-election
 - --leader-election-namespace=$(NAMESPACE)
 {{- end }}
@@ -135,7 +148,7 @@ runAsGroup: 65532
 {{- end }}
 
 {{- define "abaca.sidecarRest" -}}
-{{- if gt (int .root.Values.controller.replicas) 1 }}
+{{- if gt (include "abaca.replicas" .root | int) 1 }}
 env:
   - name: NAMESPACE
     valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
