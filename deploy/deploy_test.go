@@ -24,8 +24,11 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	apilabels "k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"sigs.k8s.io/yaml"
@@ -54,7 +57,7 @@ storageClasses:
 snapshotClasses:
 - {name: s, type: snapshot, default: true, annotations: {a: b}, deletionPolicy: Retain}
 - {name: b, type: backup, repository: near.by, allowPartial: true, allowEmpty: true, exclude: ["*.tmp", "/a, b"]}
-state: {existingClaim: state}
+state: {existingClaim: state, existingClaimShared: true}
 controller: {replicas: 2, hostNetwork: true, metrics: {enabled: true}, nodeSelector: {a: b}, tolerations: [{operator: Exists}], podAnnotations: {a: b}, podLabels: {a: b},
   affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: a, operator: Exists}]}]}}}}
 node: {zone: z, metrics: {enabled: true}, nodeSelector: {a: b}, podAnnotations: {a: b}, podLabels: {a: b}}
@@ -68,7 +71,8 @@ backends:
 repositories: [{name: offsite, secretName: offsite}]
 repositoryNamespaces: [shop]
 csiDriver: {attachRequired: true, fsGroupPolicy: None}
-networkPolicy: {enabled: true, metricsFrom: [{namespaceSelector: {matchLabels: {a: b}}}]}
+controller: {metrics: {enabled: true}}
+networkPolicy: {metricsFrom: [{namespaceSelector: {matchLabels: {a: b}}}]}
 movers: {cache: {hostPath: /var/cache/abaca}}
 `
 )
@@ -141,7 +145,7 @@ type objects []runtime.Object
 var codecs = func() serializer.CodecFactory {
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, appsv1.AddToScheme, batchv1.AddToScheme, storagev1.AddToScheme,
-		rbacv1.AddToScheme, networkingv1.AddToScheme, snapshotv1.AddToScheme} {
+		rbacv1.AddToScheme, networkingv1.AddToScheme, policyv1.AddToScheme, snapshotv1.AddToScheme} {
 		if err := add(scheme); err != nil {
 			panic(err)
 		}
@@ -243,9 +247,6 @@ func TestManifests(t *testing.T) {
 			for _, d := range of[*appsv1.DaemonSet](all) {
 				selects(t, d.Name, d.Spec.Selector.MatchLabels, d.Spec.Template.Labels, pods["controller"].Labels)
 			}
-			for _, p := range of[*networkingv1.NetworkPolicy](all) {
-				selects(t, "policy", p.Spec.PodSelector.MatchLabels, pods["controller"].Labels, pods["node"].Labels)
-			}
 		})
 	}
 }
@@ -304,8 +305,13 @@ func checkPod(t *testing.T, name string, spec corev1.PodSpec) {
 		case s == nil:
 			t.Errorf("%s has no security context", where)
 		case c.Name == "abaca":
-			if s.Privileged == nil || !*s.Privileged || c.LivenessProbe == nil || c.StartupProbe == nil || c.ReadinessProbe == nil {
+			// What a controller of Manila may do is tried by TestRestrictedController.
+			local := strings.Contains(fmt.Sprint(spec.Affinity), "metadata.name")
+			if (name == "node" || local) != (s.Privileged != nil && *s.Privileged) || c.LivenessProbe == nil || c.StartupProbe == nil || c.ReadinessProbe == nil {
 				t.Errorf("%s cannot mount, or has no probe", where)
+			}
+			if c.TerminationMessagePolicy != corev1.TerminationMessageFallbackToLogsOnError {
+				t.Errorf("%s does not say why it does not start", where)
 			}
 		case s.AllowPrivilegeEscalation == nil || *s.AllowPrivilegeEscalation || s.ReadOnlyRootFilesystem == nil || !*s.ReadOnlyRootFilesystem ||
 			s.Capabilities == nil || !slices.Equal(s.Capabilities.Drop, []corev1.Capability{"ALL"}) || len(s.Capabilities.Add) > 0 ||
@@ -324,6 +330,106 @@ func checkPod(t *testing.T, name string, spec corev1.PodSpec) {
 	}
 	if token := spec.AutomountServiceAccountToken; name == "node" && (token == nil || *token != strings.Contains(fmt.Sprint(spec), "--keys=secret:")) {
 		t.Error("a node has a token to read keys with, and for nothing else")
+	}
+}
+
+// TestWhoConnects: what tells of all namespaces is on the pod's loopback. Metrics are on
+// its address if somebody wants them, and then for those alone who were named.
+func TestWhoConnects(t *testing.T) {
+	const named = "\nnetworkPolicy: {metricsFrom: [{namespaceSelector: {matchLabels: {a: b}}}]}"
+	for _, test := range []struct {
+		values, metrics string
+		closed          []string
+	}{
+		{"", "", []string{"controller", "maintenance", "mover"}},
+		{"networkPolicy: {enabled: false}", "", nil},
+		{"controller: {metrics: {enabled: true}}" + named, ":29681", []string{"controller", "maintenance", "mover"}},
+		{"monitoring: {serviceMonitor: {enabled: true}}" + named, ":29681", []string{"controller", "maintenance", "mover"}},
+		{"controller: {metrics: {enabled: false}}\nnode: {metrics: {enabled: true}}\nmonitoring: {serviceMonitor: {enabled: true}}", "", []string{"controller", "maintenance", "mover"}},
+		{"controller: {hostNetwork: true, metrics: {enabled: true}}", ":29681", []string{"maintenance", "mover"}},
+	} {
+		out, err := helm(t, "backends: [{name: l, local: {node: n1}}]\nrepositories: [{name: r, secretName: s}]\n"+test.values)
+		if err != nil {
+			t.Fatal(err)
+		}
+		docs := slices.DeleteFunc(strings.Split(out, "\n---\n"), func(doc string) bool { return strings.Contains(doc, "kind: ServiceMonitor") })
+		all := decode(t, strings.Join(docs, "\n---\n"))
+		controller := pod(all)["controller"]
+		endpoints := map[string]string{}
+		for _, arg := range controller.Spec.Containers[0].Args {
+			if flag, address, ok := strings.Cut(arg, "="); ok && strings.HasSuffix(flag, "-endpoint") {
+				endpoints[flag] = address
+			}
+		}
+		if endpoints["--http-endpoint"] != "127.0.0.1:29685" || endpoints["--metrics-endpoint"] != test.metrics {
+			t.Errorf("%s: the controller listens at %v", test.values, endpoints)
+		}
+
+		labels := map[string]map[string]string{"controller": controller.Labels, "node": pod(all)["node"].Labels,
+			"mover": of[*corev1.PodTemplate](all)[0].Template.Labels, "maintenance": of[*batchv1.CronJob](all)[0].Spec.JobTemplate.Spec.Template.Labels}
+		var closed []string
+		open := map[string][]networkingv1.NetworkPolicyIngressRule{}
+		for _, p := range of[*networkingv1.NetworkPolicy](all) {
+			selector, err := metav1.LabelSelectorAsSelector(&p.Spec.PodSelector)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for who, l := range labels {
+				if selector.Matches(apilabels.Set(l)) {
+					closed, open[who] = append(closed, who), append(open[who], p.Spec.Ingress...)
+				}
+			}
+		}
+		slices.Sort(closed)
+		if closed = slices.Compact(closed); !slices.Equal(closed, test.closed) {
+			t.Errorf("%s: policies are of %v, want %v", test.values, closed, test.closed)
+		}
+		for who, rules := range open {
+			if read := who == "controller" && test.metrics != ""; !read && len(rules) > 0 ||
+				read && (len(rules) != 1 || len(rules[0].From) != 1 || len(rules[0].Ports) != 1 || rules[0].Ports[0].Port.String() != "metrics") {
+				t.Errorf("%s: connects to %s: %+v", test.values, who, rules)
+			}
+		}
+	}
+}
+
+// TestReplicas: there are two controllers wherever two can be, apart from each other,
+// and what drains nodes leaves one.
+func TestReplicas(t *testing.T) {
+	const local, manila = "backends: [{name: l, local: {node: n1}}]\n", "backends: [{name: m, manila: {cloud: c, cloudsSecret: s}}]\n"
+	for values, want := range map[string]int32{
+		local:                                1,
+		local + "controller: {replicas: 2}":  2,
+		manila:                               2,
+		manila + "controller: {replicas: 1}": 1,
+		manila + "controller: {hostNetwork: true}":                      1,
+		manila + "state: {existingClaim: c}":                            1,
+		manila + "state: {existingClaim: c, existingClaimShared: true}": 2,
+		manila + "state: {existingClaim: c}\ncontroller: {replicas: 1}": 1,
+		manila + "controller: {hostNetwork: true, replicas: 3}":         3,
+		manila + "controller: {replicas: 0}":                            0,
+	} {
+		all := render(t, values)
+		d := of[*appsv1.Deployment](all)[0]
+		if *d.Spec.Replicas != want {
+			t.Errorf("%s: %d controllers, want %d", values, *d.Spec.Replicas, want)
+		}
+		several := want > 1
+		elect := slices.Contains(d.Spec.Template.Spec.Containers[1].Args, "--leader-election")
+		roles := slices.ContainsFunc(of[*rbacv1.Role](all), func(r *rbacv1.Role) bool { return r.Name == "abaca-leader-election" })
+		budgets, spread := of[*policyv1.PodDisruptionBudget](all), d.Spec.Template.Spec.TopologySpreadConstraints
+		if elect != several || roles != several || (len(budgets) == 1) != several || (len(spread) == 2) != several {
+			t.Errorf("%s: leader election %v with a role %v, %d budgets, %d constraints", values, elect, roles, len(budgets), len(spread))
+		}
+		for _, b := range budgets {
+			selects(t, "budget", b.Spec.Selector.MatchLabels, d.Spec.Template.Labels, pod(all)["node"].Labels)
+			if b.Spec.MaxUnavailable.IntValue() != 1 || *b.Spec.UnhealthyPodEvictionPolicy != policyv1.AlwaysAllow {
+				t.Errorf("%s: %+v", values, b.Spec)
+			}
+		}
+		for _, s := range spread {
+			selects(t, "constraint", s.LabelSelector.MatchLabels, d.Spec.Template.Labels, pod(all)["node"].Labels)
+		}
 	}
 }
 
@@ -447,6 +553,17 @@ func TestFlags(t *testing.T) {
 				if err == nil || !strings.Contains(string(out), "--node-id") {
 					t.Errorf("%s: abaca %s: %v: %s", variant, strings.Join(args, " "), err, out)
 				}
+				// Readiness asks where the controller listens; a pod that lacks something lives.
+				if c.LivenessProbe.HTTPGet == nil || c.StartupProbe.HTTPGet == nil || (c.ReadinessProbe.Exec == nil) != (name == "node") {
+					t.Errorf("%s, %s: probes %v %v %v", variant, name, c.LivenessProbe, c.StartupProbe, c.ReadinessProbe)
+				}
+				if name == "controller" {
+					probe := c.ReadinessProbe.Exec.Command
+					out, err := exec.Command(program, probe[1:]...).CombinedOutput()
+					if !slices.Contains(c.Args, probe[2]) || probe[0] != "/usr/local/bin/abaca" || err == nil || !strings.Contains(string(out), "does not serve") {
+						t.Errorf("%s: %v: %v: %s", variant, probe, err, out)
+					}
+				}
 			}
 		}
 	}
@@ -482,6 +599,9 @@ func TestRefusedValues(t *testing.T) {
 		local + "storageClasses: [{name: s, backend: x}]":                                          `backend "x"`,
 		local + "storageClasses: [{name: s, parameters: {backend: x}}]":                            "parameters",
 		local + "state: {existingClaim: c}":                                                        "existingClaim",
+		manila + "state: {existingClaim: c}\ncontroller: {replicas: 2}":                            "existingClaimShared",
+		local + "controller: {metrics: {enabled: true}}":                                           "networkPolicy.metricsFrom",
+		manila + "monitoring: {serviceMonitor: {enabled: true}}":                                   "networkPolicy.metricsFrom",
 		manila + "csiDriver: {attachRequired: false}":                                              "attachRequired",
 		"backends: [{name: backup, local: {node: n1}}]":                                            "backends/0/name",
 		"backends: [{name: l}]":                                                                    "backends/0",

@@ -20,6 +20,7 @@ backends: [{name: l, local: {node: n1}}]
 repositories: [{name: offsite, secretName: offsite}]
 storageClasses: [{name: fast}, {name: slow}]
 node: {metrics: {enabled: true}}
+networkPolicy: {metricsFrom: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}]}
 monitoring:
   serviceMonitor: {enabled: true, interval: 1m, labels: {release: prometheus}}
   rules: {enabled: true, labels: {release: prometheus}, backupAgeHours: 30, maintenanceAgeDays: 8, shareFreeRatio: 0.05}

@@ -112,7 +112,7 @@ func newCommand() *cobra.Command {
 		newServeCommand("standalone", "Serve controller, node and movers behind one socket", true, true),
 		newServeCommand("controller", "Serve the controller, and run movers", true, false),
 		newServeCommand("node", "Serve the node", false, true),
-		newMoverCommand(), newScheduleCommand(), newMaintainCommand(), newDemoCommand(), newVersionCommand(),
+		newMoverCommand(), newScheduleCommand(), newMaintainCommand(), newReadyCommand(), newDemoCommand(), newVersionCommand(),
 	)
 	return root
 }

@@ -30,9 +30,10 @@ func (c calls) of(backend string) func(call string, status int, took time.Durati
 	}
 }
 
-// handler serves what is for people and their tools: metrics, health, status.
+// handler serves what is for people and their tools: metrics, status, and whether it
+// serves and is ready.
 // Every metric is in docs/monitoring.md, which a test compares.
-func handler(d *csi.Driver, backends calls) http.Handler {
+func handler(d *csi.Driver, backends calls, ready http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	registry := prometheus.NewRegistry()
 	build := prometheus.NewGauge(prometheus.GaugeOpts{Name: "abaca_build_info", Help: "What runs here; the value is 1.",
@@ -45,6 +46,14 @@ func handler(d *csi.Driver, backends calls) http.Handler {
 	}
 	d.Metrics.WithAdditionalRegistry(registry)
 	d.Metrics.RegisterToServer(mux, "/metrics")
+	mux.Handle("GET /readyz", ready)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	return mux
+}
+
+// metricsOf serves the metrics of all that a handler has, and nothing else.
+func metricsOf(all http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", all)
 	return mux
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"regexp"
@@ -56,6 +57,17 @@ func job(id, volume string, cut time.Time, phase backup.Phase, reason mover.Reas
 
 func scrape(t *testing.T, w *watched) string {
 	t.Helper()
+	return get(watchedHandler(t, w), "/metrics").Body.String()
+}
+
+func get(h http.Handler, path string) *httptest.ResponseRecorder {
+	web := httptest.NewRecorder()
+	h.ServeHTTP(web, httptest.NewRequest("GET", path, nil))
+	return web
+}
+
+func watchedHandler(t *testing.T, w *watched) http.Handler {
+	t.Helper()
 	engine := &backup.Engine{Repositories: w, Runner: w, Now: func() time.Time { return w.now }}
 	if _, err := engine.List(t.Context()); err != nil {
 		t.Fatal(err)
@@ -64,9 +76,26 @@ func scrape(t *testing.T, w *watched) string {
 	driver.Metrics.RecordMetrics("/csi.v1.Node/NodeStageVolume", nil, time.Second)
 	backends := newCalls()
 	backends.of("manila")("GET shares/{id}", 200, time.Second)
-	web := httptest.NewRecorder()
-	handler(driver, backends).ServeHTTP(web, httptest.NewRequest("GET", "/metrics", nil))
-	return web.Body.String()
+	return handler(driver, backends, newLacks(time.Now))
+}
+
+// TestMetricsEndpoint: who may read the metrics reads nothing else.
+func TestMetricsEndpoint(t *testing.T) {
+	all := watchedHandler(t, newWatched(t))
+	alone := metricsOf(all)
+	for _, path := range []string{"/status", "/readyz", "/healthz", "/metrics"} {
+		a, b := get(all, path), get(alone, path)
+		want := http.StatusNotFound
+		if path == "/metrics" {
+			want = http.StatusOK
+		}
+		if a.Code != http.StatusOK || b.Code != want {
+			t.Errorf("%s: %d, and %d where the metrics are alone", path, a.Code, b.Code)
+		}
+	}
+	if text := get(alone, "/metrics").Body.String(); !strings.Contains(text, "abaca_build_info") {
+		t.Errorf("/metrics: %s", text)
+	}
 }
 
 // newWatched has a repository in which all was read once.

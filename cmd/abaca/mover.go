@@ -20,7 +20,7 @@ func newMoverCommand() *cobra.Command {
 				return kube.Move(cmd.Context(), kube.Args{Repository: a.Repository, Restic: a.Restic, Cache: a.Cache},
 					mount.New(mount.Options{Placed: true}), time.Now)
 			}
-			reader, err := keyReader(a.Keys)
+			reader, err := keyReader(a.Keys, nil)
 			if err != nil {
 				return err
 			}

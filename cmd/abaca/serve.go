@@ -43,6 +43,7 @@ type serveOptions struct {
 	controller, node bool
 
 	endpoint, httpEndpoint string
+	metricsEndpoint        string
 	config, repositories   string
 	movers                 string
 	events                 bool
@@ -51,6 +52,8 @@ type serveOptions struct {
 	addresses              []string
 	restic                 string
 	anyRestic, checkRestic bool
+
+	lacks *lacks // what the driver has asked in vain
 }
 
 func newServeCommand(name, short string, controller, node bool) *cobra.Command {
@@ -61,7 +64,8 @@ func newServeCommand(name, short string, controller, node bool) *cobra.Command {
 	}}
 	f := cmd.Flags()
 	f.StringVar(&o.endpoint, "endpoint", "", "where the CSI services listen: unix:///path")
-	f.StringVar(&o.httpEndpoint, "http-endpoint", "", "where /metrics, /healthz and /status listen, such as :9090; empty for nowhere")
+	f.StringVar(&o.httpEndpoint, "http-endpoint", "", "where /status, /metrics, /readyz and /healthz listen, such as 127.0.0.1:9090: nobody is asked who they are; empty for nowhere")
+	f.StringVar(&o.metricsEndpoint, "metrics-endpoint", "", "where /metrics alone listens, such as :9091; empty for nowhere else")
 	if configHelp := "the file with the backends"; controller {
 		f.StringVar(&o.config, "config", "", configHelp)
 		must(cmd, "config")
@@ -108,6 +112,7 @@ func exists(path string) bool {
 }
 
 func (o serveOptions) run(ctx context.Context) error {
+	o.lacks = newLacks(time.Now)
 	c := &config{}
 	if o.config != "" {
 		var err error
@@ -131,7 +136,7 @@ func (o serveOptions) run(ctx context.Context) error {
 	if o.keys == "" {
 		o.keys = filepath.Join(o.stateDir, "keys")
 	}
-	reader, err := keyReader(o.keys)
+	reader, err := keyReader(o.keys, o.lacks.kubernetes)
 	if err != nil {
 		return err
 	}
@@ -144,7 +149,7 @@ func (o serveOptions) run(ctx context.Context) error {
 	for _, b := range c.Backends {
 		driver.DefaultBackend = cmp.Or(driver.DefaultBackend, b.Name)
 		if b.Manila != nil {
-			opened, err := o.manila(ctx, b.Manila, calls.of(b.Name))
+			opened, err := o.manila(ctx, b.Manila, o.lacks.backend(b.Name, calls.of(b.Name)))
 			if err != nil {
 				return fmt.Errorf("backend %q: %w", b.Name, err)
 			}
@@ -173,7 +178,7 @@ func (o serveOptions) run(ctx context.Context) error {
 	}
 	news, events := &backup.News{}, (*kube.Events)(nil)
 	if o.events {
-		client, err := inCluster()
+		client, err := inCluster(o.lacks.kubernetes)
 		if err != nil {
 			return fmt.Errorf("--events: %w", err)
 		}
@@ -207,16 +212,23 @@ func (o serveOptions) run(ctx context.Context) error {
 	if jobs != nil {
 		beside.Go(func() { jobs.Run(ctx, driver.Backups.Tick) })
 	}
-	if o.httpEndpoint != "" {
-		web, err := net.Listen("tcp", o.httpEndpoint)
+	all := handler(driver, calls, o.lacks)
+	for _, at := range []struct {
+		address string
+		handler http.Handler
+	}{{o.httpEndpoint, all}, {o.metricsEndpoint, metricsOf(all)}} {
+		if at.address == "" {
+			continue
+		}
+		web, err := net.Listen("tcp", at.address)
 		if err != nil {
 			return fmt.Errorf("http endpoint: %w", err)
 		}
-		server := &http.Server{Handler: handler(driver, calls), ReadHeaderTimeout: 10 * time.Second}
+		server := &http.Server{Handler: at.handler, ReadHeaderTimeout: 10 * time.Second}
 		beside.Go(func() { _ = server.Serve(web) })
 		context.AfterFunc(ctx, func() { server.Close() })
 	}
-	klog.FromContext(ctx).Info("Serving", "endpoint", o.endpoint, "version", version, "node", o.nodeID, "httpEndpoint", o.httpEndpoint)
+	klog.FromContext(ctx).Info("Serving", "endpoint", o.endpoint, "version", version, "node", o.nodeID, "httpEndpoint", o.httpEndpoint, "metricsEndpoint", o.metricsEndpoint)
 	err = driver.Serve(ctx, listener, serveGrace)
 	klog.FromContext(ctx).Info("Ended")
 	return err
@@ -230,7 +242,7 @@ func (o serveOptions) manila(ctx context.Context, c *manilaConfig, observe func(
 	if err := os.MkdirAll(o.stateDir, 0o700); err != nil {
 		return nil, err
 	}
-	store, err := openKeys(o.keys)
+	store, err := openKeys(o.keys, o.lacks.kubernetes)
 	if err != nil {
 		return nil, err
 	}
@@ -335,7 +347,7 @@ func (o serveOptions) jobs(administrators backup.Directory) (*kube.Runner, error
 	if !ok || !also || namespace == "" || name == "" || strings.Contains(name, "/") {
 		return nil, fmt.Errorf("--movers %s must be podtemplate:NAMESPACE/NAME, or empty", o.movers)
 	}
-	client, err := inCluster()
+	client, err := inCluster(o.lacks.kubernetes)
 	if err != nil {
 		return nil, fmt.Errorf("--movers %s: %w", o.movers, err)
 	}

@@ -87,18 +87,18 @@ func TestRequiredFlagsAreMarked(t *testing.T) {
 
 func TestKeysAreWhereTheyAreSaidToBe(t *testing.T) {
 	dir := t.TempDir()
-	if _, err := openKeys(dir); err != nil {
+	if _, err := openKeys(dir, nil); err != nil {
 		t.Error(err)
 	}
-	if o, err := keyReader(dir); err != nil || o.Keys != dir || o.Key != nil {
+	if o, err := keyReader(dir, nil); err != nil || o.Keys != dir || o.Key != nil {
 		t.Error(o, err)
 	}
 	for _, where := range []string{"secret:", "secret:a", "secret:/b", "secret:a/", "secret:a/b/c"} {
-		if _, err := keyReader(where); err == nil || !strings.Contains(err.Error(), "NAMESPACE/NAME") {
+		if _, err := keyReader(where, nil); err == nil || !strings.Contains(err.Error(), "NAMESPACE/NAME") {
 			t.Errorf("%s: %v", where, err)
 		}
 	}
-	if _, err := openKeys("secret:a/b"); err == nil { // this is no pod
+	if _, err := openKeys("secret:a/b", nil); err == nil { // this is no pod
 		t.Error("opened a Secret without a cluster")
 	}
 }

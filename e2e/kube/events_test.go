@@ -1,9 +1,16 @@
 package kube
 
 import (
+	"bufio"
+	"context"
 	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -185,14 +192,49 @@ func TestEvents(t *testing.T) {
 	c.run("helm", "uninstall", "abaca", "--namespace", namespace, "--wait")
 }
 
-// asked is what each controller answers at a path of its HTTP endpoint.
+// asked is what each controller answers at a path of its loopback, or why it does not.
 func (c *cluster) asked(path string) (answers []string) {
 	c.Helper()
 	for _, pod := range strings.Fields(c.kubectl("get pods -o jsonpath={.items[*].metadata.name} -l app.kubernetes.io/component=controller -n " + namespace)) {
-		out, _ := c.try("", "kubectl", "get", "--raw", "/api/v1/namespaces/"+namespace+"/pods/"+pod+":29681/proxy/"+path)
+		out, err := forwarded(pod, path)
+		if err != nil {
+			out = err.Error()
+		}
 		answers = append(answers, out)
 	}
 	return answers
+}
+
+// forwarded asks a controller's pod as docs/monitoring.md says.
+func forwarded(pod, path string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	forward := exec.CommandContext(ctx, "kubectl", "port-forward", "--namespace="+namespace, "pod/"+pod, ":29685")
+	said, err := forward.StdoutPipe()
+	if err == nil {
+		err = forward.Start()
+	}
+	if err != nil {
+		return "", err
+	}
+	defer forward.Wait() // after cancel, which is what ends it
+	defer cancel()
+	line, err := bufio.NewReader(said).ReadString('\n')
+	address := regexp.MustCompile(`127\.0\.0\.1:\d+`).FindString(line)
+	if address == "" {
+		return "", fmt.Errorf("%s is not forwarded: %q, %v", pod, line, err)
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/"+path, nil)
+	if err != nil {
+		return "", err
+	}
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return "", err
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	return string(text), err
 }
 
 // progress waits until a controller's /status says how far a mover is.

@@ -192,10 +192,25 @@ func TestExamples(t *testing.T) {
 	c.kubectl(`patch pvc data --type=merge -p {"spec":{"resources":{"requests":{"storage":"2Gi"}}}}`)
 	c.await("2Gi", "get pvc data -o jsonpath={.status.capacity.storage}")
 
+	// Users' own tools, over views as large as the claim that has grown.
+	own := strings.ReplaceAll(c.example("10-own-tools.yaml"), "storage: 1Gi", "storage: 2Gi")
+	if out, err := c.try(own, "kubectl", "apply", "-f", "-"); err != nil {
+		t.Fatal(out)
+	}
+	for tool, words := range map[string][]string{"restic": {"snapshot ", " saved"}, "borg": {"proof", "log"}, "rsync": {"proof", "log"}} {
+		out := c.job("own-"+tool, "own-"+tool+"-now")
+		for _, w := range words {
+			if !strings.Contains(out, w) {
+				t.Errorf("%s does not say %q, but\n%s", tool, w, out)
+			}
+		}
+	}
+
 	// The claim goes before its snapshots.
 	c.kubectl("delete pod writer reader check --grace-period=1 --wait")
-	c.kubectl("delete cronjob nightly backup --wait")
-	c.kubectl("delete pvc data data-restored data-then --wait")
+	c.kubectl("delete cronjob nightly backup own-restic own-borg own-rsync --wait")
+	c.kubectl("delete secret archive")
+	c.kubectl("delete pvc data data-restored data-then archive --wait")
 	c.kubectl("delete volumesnapshot --all --wait")
 	c.await("", "get pv,volumesnapshotcontents,volumeattachments -o name")
 	if left, err := os.ReadDir(c.data("offsite/snapshots")); err != nil || len(left) > 0 {

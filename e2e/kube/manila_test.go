@@ -43,7 +43,7 @@ func TestManila(t *testing.T) {
 	c.install(map[string]any{
 		"backends": []any{map[string]any{"name": "manila", "manila": map[string]any{"cloud": name, "cloudsSecret": "clouds", "instance": instance}}},
 		// A pod's loopback is its own.
-		"controller": map[string]any{"hostNetwork": true},
+		"controller": map[string]any{"hostNetwork": true, "replicas": 1},
 		"movers":     c.movers(map[string]any{"resources": map[string]any{"requests": map[string]any{"memory": "192Mi"}, "limits": map[string]any{"cpu": "100m"}}}),
 	})
 	c.kubectl("config set-context --current --namespace=default")

@@ -34,7 +34,8 @@ func TestScale(t *testing.T) {
 	t.Cleanup(cloud.Close)
 	c.secret("clouds", "clouds.yaml="+cloud.Clouds())
 	c.install(map[string]any{
-		"backends": []any{map[string]any{"name": "manila", "manila": map[string]any{"cloud": "fake", "cloudsSecret": "clouds", "instance": "scale"}}},
+		"backends":   []any{map[string]any{"name": "manila", "manila": map[string]any{"cloud": "fake", "cloudsSecret": "clouds", "instance": "scale"}}},
+		"controller": map[string]any{"replicas": 1}, // whose memory is measured
 		"schedules": []any{map[string]any{"name": "scale", "namespace": "default", "schedule": "0 0 1 1 *", "suspend": true, "selector": "fifth=0",
 			"tiers": []any{"class=abaca-snapshot,keep-last=1"}}},
 	})

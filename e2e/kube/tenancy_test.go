@@ -190,6 +190,8 @@ func TestTenancy(t *testing.T) {
 	}
 	before := state()
 
+	controller := strings.Fields(c.kubectl("get pods -o jsonpath={.items[0]['metadata.name','status.podIP']} -l app.kubernetes.io/component=controller -n " + namespace))
+
 	// What is refused at once.
 	for _, attempt := range []struct{ what, manifest, args string }{
 		{"a pod among the movers", podWith("thief", "emptyDir: {}"), "create -f - -n " + namespace},
@@ -208,7 +210,7 @@ func TestTenancy(t *testing.T) {
 		{"a class of snapshots", `{apiVersion: snapshot.storage.k8s.io/v1, kind: VolumeSnapshotClass, metadata: {name: x}, driver: abaca-csi.github.io, deletionPolicy: Delete,
   parameters: {type: backup, repository: "@bank"}}`, "create -f -"},
 		{"freeing a volume that is left", "", "patch pv " + left + ` --type=merge -p {"spec":{"claimRef":null}}`},
-		{"reading what the driver knows", "", "get --raw /api/v1/namespaces/" + namespace + "/services/abaca-metrics:metrics/proxy/metrics"},
+		{"asking the controller by the API", "", "get --raw /api/v1/namespaces/" + namespace + "/pods/" + controller[0] + ":29685/proxy/status"},
 	} {
 		if out, err := shop.try(attempt.manifest, attempt.args); err == nil || !strings.Contains(out, "forbidden") && !strings.Contains(out, "Forbidden") {
 			t.Errorf("%s: %v\n%s", attempt.what, err, out)
@@ -222,6 +224,19 @@ func TestTenancy(t *testing.T) {
 	shop.apply(podWith("worker", ofClaim("mine")))
 	shop.await("Running", "get pod worker -o jsonpath={.status.phase}")
 	shop.exec("worker", "date >/data/mine")
+	// The controller knows of all namespaces, and tells a pod only that it is well, which
+	// shows that the pod reaches it.
+	from := func(address string) string {
+		return shop.exec("worker", "wget -T 10 -qO- http://"+controller[1]+address+" 2>&1 || true")
+	}
+	if out := from(":29680/healthz"); out != "ok" {
+		t.Errorf("the pod does not reach the controller, which proves nothing: %s", out)
+	}
+	for _, address := range []string{":29685/status", ":29685/metrics", ":29681/status", ":29681/metrics"} {
+		if out := from(address); !strings.Contains(out, "refused") {
+			t.Errorf("%s tells a tenant's pod: %.500s", address, out)
+		}
+	}
 	// Without the feature CrossNamespaceVolumeDataSource, Kubernetes drops a source with
 	// a namespace; then there is a new volume, of nothing.
 	type attempt struct {

@@ -28,7 +28,10 @@ func (d *Driver) GetPluginCapabilities(context.Context, *csi.GetPluginCapabiliti
 	return &csi.GetPluginCapabilitiesResponse{Capabilities: caps}, nil
 }
 
-// Probe answers once the driver can be used; it is not served before.
+// Probe answers once the driver can be used; it is not served before. It knows nothing
+// of a cloud that is down or a right that is missing: sidecars wait for it before they
+// begin, and liveness probes end who is not ready, which mends neither. `abaca ready`
+// tells of those.
 func (d *Driver) Probe(context.Context, *csi.ProbeRequest) (*csi.ProbeResponse, error) {
 	return &csi.ProbeResponse{Ready: wrapperspb.Bool(true)}, nil
 }

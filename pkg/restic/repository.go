@@ -337,14 +337,15 @@ func (r *Repository) Unlock(ctx context.Context) error {
 // onHost gives its namespaces the name of a host, and runs a program at a number at
 // which no process is that a lock could name: restic takes a lock for dead when it
 // is of its own host and there is no such process, or thread. The shell stays process 1.
-const onHost = `max=$(cat /proc/sys/kernel/pid_max) && echo "$1" >/proc/sys/kernel/hostname && echo $((max / 2)) >/proc/sys/kernel/ns_last_pid && shift || exit 1
+// A /proc of its own, as that of a container that is not privileged is read-only in part.
+const onHost = `mount --make-rslave / && mount -t proc proc /proc && max=$(cat /proc/sys/kernel/pid_max) && echo "$1" >/proc/sys/kernel/hostname && echo $((max / 2)) >/proc/sys/kernel/ns_last_pid && shift || exit 1
 "$@"
 exit $?`
 
 // UnlockHost implements [Client].
 func (r *Repository) UnlockHost(ctx context.Context, host string) error {
 	there := *r
-	there.apart = unix.CLONE_NEWUTS | unix.CLONE_NEWPID
+	there.apart = unix.CLONE_NEWUTS | unix.CLONE_NEWPID | unix.CLONE_NEWNS
 	there.command = func(ctx context.Context, name string, arg ...string) *exec.Cmd {
 		return r.command(ctx, "/bin/sh", append([]string{"-c", onHost, "sh", host, name}, arg...)...)
 	}

@@ -1,6 +1,7 @@
 package manila
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"regexp"
@@ -44,6 +45,11 @@ func TestObserve(t *testing.T) {
 	if _, err := b.Share(t.Context(), "00000000-0000-4000-8000-000000000000"); err == nil {
 		t.Error("there is such a share")
 	}
+	c.ExpireTokens()
+	c.Add(fakemanila.Fault{Path: "/v3/auth/tokens", Status: 401})
+	if _, err := b.Share(t.Context(), share.ID); !errors.Is(err, backend.ErrAuth) {
+		t.Errorf("credentials that are refused: %v", err)
+	}
 	c.Close()
 	if _, err := b.Share(t.Context(), share.ID); err == nil {
 		t.Error("a cloud that is away answers")
@@ -53,7 +59,7 @@ func TestObserve(t *testing.T) {
 			t.Errorf("%q is not one of a few", call)
 		}
 	}
-	if s := calls["GET shares/{id}"]; s[200] == 0 || s[404] == 0 || s[0] == 0 {
+	if s := calls["GET shares/{id}"]; s[200] == 0 || s[404] == 0 || s[401] == 0 || s[0] == 0 {
 		t.Errorf("GET shares/{id}: %v", s)
 	}
 	if s := calls["POST shares"]; s[200]+s[202] != 1 {

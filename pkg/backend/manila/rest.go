@@ -389,10 +389,14 @@ func (b *Backend) observe(method, url string, began time.Time, answer *http.Resp
 	}
 	status := 0
 	var refused gophercloud.ErrUnexpectedResponseCode
-	if answer != nil {
+	var again *gophercloud.ErrUnableToReauthenticate
+	switch {
+	case answer != nil:
 		status = answer.StatusCode
-	} else if errors.As(err, &refused) {
+	case errors.As(err, &refused):
 		status = refused.Actual
+	case errors.As(err, &again): // the token was refused, and no new one is given
+		status = http.StatusUnauthorized
 	}
 	// Collections and names take turns; there are a few of the former.
 	steps := strings.Split(b.short(url), "/")

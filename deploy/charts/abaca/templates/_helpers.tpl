@@ -66,9 +66,23 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- if .Values.controller.hostNetwork }}true{{ end }}
 {{- end }}
 
+{{/* How many controllers. */}}
+{{- define "abaca.replicas" -}}
+{{- $n := .Values.controller.replicas }}
+{{- $shared := or (not .Values.state.existingClaim) .Values.state.existingClaimShared }}
+{{- if kindIs "invalid" $n }}
+{{- $n = ternary 2 1 (and (eq (include "abaca.manila" .) "true") (not (include "abaca.hostNetwork" .)) $shared) }}
+{{- end }}
+{{- if and (gt (int $n) 1) (not $shared) }}
+{{- fail "controller.replicas: several on several nodes need a state.existingClaim of ReadWriteMany; set state.existingClaimShared if it is, or replicas to 1" }}
+{{- end }}
+{{- int $n }}
+{{- end }}
+
+{{/* "true" if others may read the controller's metrics. */}}
 {{- define "abaca.metrics" -}}
 {{- if kindIs "bool" .Values.controller.metrics.enabled }}{{ if .Values.controller.metrics.enabled }}true{{ end }}
-{{- else if not (include "abaca.hostNetwork" .) }}true{{ end }}
+{{- else if and .Values.monitoring.serviceMonitor.enabled (not (include "abaca.hostNetwork" .)) }}true{{ end }}
 {{- end }}
 
 {{/* The directories of local backends other than state.hostPath, as JSON. */}}
@@ -126,7 +140,7 @@ runAsGroup: 65532
 - --kube-api-burst={{ .root.Values.controller.kubeAPI.burst }}
 - --timeout={{ .of.timeout }}
 - --retry-interval-max={{ .of.retryIntervalMax }}
-{{- if gt (int .root.Values.controller.replicas) 1 }}
+{{- if gt (include "abaca.replicas" .root | int) 1 }}
 - --leader-election
 - --leader-election-namespace=$(NAMESPACE)
 {{- end }}
@@ -134,7 +148,7 @@ runAsGroup: 65532
 {{- end }}
 
 {{- define "abaca.sidecarRest" -}}
-{{- if gt (int .root.Values.controller.replicas) 1 }}
+{{- if gt (include "abaca.replicas" .root | int) 1 }}
 env:
   - name: NAMESPACE
     valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
@@ -145,7 +159,8 @@ securityContext: {{- include "abaca.unprivileged" .root | nindent 2 }}
 resources: {{- toYaml .root.Values.controller.sidecarResources | nindent 2 }}
 {{- end }}
 
-{{/* host: the probe goes to the node's loopback, and not to an address of its. */}}
+{{/* loopback: the probes go to the node's loopback, and not to an address of its.
+ready: where the driver says what it lacks, if anywhere. */}}
 {{- define "abaca.probes" -}}
 {{- $get := dict "path" "/healthz" "port" "healthz" }}
 {{- if .loopback }}{{ $_ := set $get "host" "127.0.0.1" }}{{ end }}
@@ -161,9 +176,17 @@ livenessProbe:
   timeoutSeconds: 6
   failureThreshold: 6
 readinessProbe:
+  {{- if .ready }}
+  # It prints what is missing, which the kubelet shows. None of that is mended by a new
+  # start, so the liveness probe does not ask for it.
+  exec: {command: [/usr/local/bin/abaca, ready, "--http-endpoint={{ .ready }}"]}
+  periodSeconds: 20
+  timeoutSeconds: 10
+  {{- else }}
   httpGet: {{- toYaml $get | nindent 4 }}
   periodSeconds: 10
   timeoutSeconds: 6
+  {{- end }}
 {{- end }}
 
 {{- define "abaca.probeContainer" -}}
