@@ -258,6 +258,10 @@ func (e *Engine) Made(repository string) bool {
 	return len(e.listings[repository].backups) > 0
 }
 
+// ownFilesMax is how many files a namespace's own repository is believed to hold: its
+// owner can have written any number, and movers request memory by it.
+const ownFilesMax = 16 << 20
+
 // files counts the files of the newest backup of each volume.
 func (e *Engine) files(repository string) (n int64) {
 	e.mu.Lock()
@@ -270,6 +274,9 @@ func (e *Engine) files(repository string) (n int64) {
 	}
 	for _, b := range newest {
 		n += b.Files
+	}
+	if Owner(repository) != "" {
+		n = min(max(n, 0), ownFilesMax)
 	}
 	return n
 }
@@ -322,7 +329,8 @@ func fromTags(repository string, s restic.Snapshot) *Backup {
 		} else if v, ok := strings.CutPrefix(tag, mover.TagName); ok {
 			b.Name, _ = url.QueryUnescape(v) // only shown
 		} else if v, ok := strings.CutPrefix(tag, mover.TagSize); ok {
-			b.Size, _ = strconv.ParseInt(v, 10, 64)
+			size, _ := strconv.ParseInt(v, 10, 64)
+			b.Size = max(size, 0)
 		}
 	}
 	if b.ID == "" || b.Volume == "" {

@@ -13,8 +13,8 @@ import (
 	"github.com/abaca-csi/abaca/pkg/restic"
 )
 
-// newEngine returns a backup engine whose movers end well at once, over one
-// repository called "offsite".
+// newEngine returns a backup engine whose movers end well at once, over the
+// repository "offsite" and that of namespace shop.
 func newEngine(backends map[string]backend.Backend) (*backup.Engine, *instant) {
 	r := &instant{jobs: map[string]*backup.Status{}}
 	return &backup.Engine{Backends: backends, Repositories: r, Runner: r, Now: time.Now, Tick: time.Second}, r
@@ -26,6 +26,7 @@ type instant struct {
 	mu        sync.Mutex
 	jobs      map[string]*backup.Status
 	snapshots []restic.Snapshot
+	forged    []restic.Snapshot
 	slow      bool // restores run until end
 }
 
@@ -91,13 +92,25 @@ func (r *instant) Remove(_ context.Context, id string) error {
 	return nil
 }
 
-func (r *instant) Names(context.Context) ([]string, error) { return []string{"offsite"}, nil }
+func (r *instant) Names(context.Context) ([]string, error) { return []string{"@shop", "offsite"}, nil }
 
 func (r *instant) Open(_ context.Context, name string) (restic.Client, error) {
-	if name != "offsite" {
-		return nil, backend.ErrNotFound
+	switch name {
+	case "offsite":
+		return r, nil
+	case "@shop":
+		return shop{r}, nil
 	}
-	return r, nil
+	return nil, backend.ErrNotFound
+}
+
+// shop is the repository of namespace shop, with what that has written into it.
+type shop struct{ *instant }
+
+func (r shop) Snapshots(context.Context, ...string) ([]restic.Snapshot, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.forged), nil
 }
 
 func (r *instant) Snapshots(_ context.Context, tags ...string) (found []restic.Snapshot, err error) {

@@ -1,6 +1,7 @@
 package csi
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -122,6 +123,12 @@ func (d *Driver) draftFor(ctx context.Context, c creation, engine *backup.Engine
 		return nil, fmt.Errorf("backup %s: %w: %s", c.source, backup.ErrFailed, b.Failure)
 	case !b.Ready:
 		return nil, fmt.Errorf("backup %s is still being made: %s: %w", c.source, b.Failure, backend.ErrUnavailable)
+	}
+	// Whoever has a repository can have written any size into it, and a quota counts
+	// what the claim asks for.
+	if asked := cmp.Or(c.min, defaultSize); backup.Owner(s.Repository) != "" && b.Size > asked {
+		return nil, fmt.Errorf("the backup is of a volume of %d bytes, and asked for are %d: from %s, ask for a size of at least %d bytes: %w",
+			b.Size, asked, backup.Title(s.Repository), b.Size, errRange)
 	}
 	if err := c.holding("backup", b.Size); err != nil {
 		return nil, err
