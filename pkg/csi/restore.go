@@ -65,13 +65,14 @@ func (d *Driver) createFromBackup(ctx context.Context, c creation, s Snapshot) (
 		// The orchestrator may never come back, so nothing stays.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTimeout)
 		defer cancel()
-		if gone := draft(ctx); gone != nil {
-			return nil, errors.Join(err, gone)
+		left := draft(ctx)
+		if left == nil {
+			left = engine.EndRestore(ctx, restore)
 		}
-		if left := engine.EndRestore(ctx, restore); left != nil {
-			return nil, errors.Join(err, left)
+		if left == nil {
+			left = deleteUnused(ctx, c.backend, share.ID)
 		}
-		return nil, errors.Join(err, deleteUnused(ctx, c.backend, share.ID))
+		return nil, undone(err, left)
 	}
 	if err != nil {
 		return nil, err
