@@ -51,10 +51,18 @@ func keySecret(where string) (*keys.Secret, error) {
 
 // inCluster returns a client of the cluster that this runs in.
 func inCluster() (kubernetes.Interface, error) {
+	config, err := clusterConfig()
+	if err != nil {
+		return nil, err
+	}
+	return kubernetes.NewForConfig(config)
+}
+
+func clusterConfig() (*rest.Config, error) {
 	config, err := rest.InClusterConfig()
 	if err != nil {
 		return nil, err
 	}
 	config.QPS, config.Burst = 50, 100
-	return kubernetes.NewForConfig(config)
+	return config, nil
 }

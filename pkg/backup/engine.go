@@ -448,7 +448,7 @@ func (st *Status) trouble() error {
 func (st *Status) backup() *Backup {
 	b := describe(st.Job)
 	b.Ready, b.Failure, b.Lost = st.Phase == Succeeded, st.Result.Error, st.Result.Reason.Lasting()
-	b.Snapshot, b.Summary = st.Result.Snapshot, st.Result.Backup
+	b.Snapshot, b.Summary, b.Partial = st.Result.Snapshot, st.Result.Backup, st.Result.Partial
 	if st.Result.Backup != nil {
 		b.Files = st.Result.Backup.TotalFiles
 	}

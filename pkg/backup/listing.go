@@ -169,11 +169,19 @@ func (e *Engine) list(ctx context.Context, repository string, age time.Duration)
 			care = read
 		}
 	}
-	backups := make([]*Backup, 0, len(snapshots))
+	backups, partial := make([]*Backup, 0, len(snapshots)), map[string]bool{}
 	for _, s := range snapshots {
 		if b := fromTags(repository, s); b != nil {
 			backups = append(backups, b)
 		}
+		for _, tag := range s.Tags {
+			if id, ok := strings.CutPrefix(tag, mover.TagPartial); ok {
+				partial[id] = true
+			}
+		}
+	}
+	for _, b := range backups {
+		b.Partial = partial[b.ID]
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()

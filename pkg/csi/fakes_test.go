@@ -28,6 +28,7 @@ type instant struct {
 	snapshots []restic.Snapshot
 	forged    []restic.Snapshot
 	slow      bool // restores run until end
+	partial   bool // backups lack files
 }
 
 // end lets the restores that run end well.
@@ -49,7 +50,7 @@ func (r *instant) Start(ctx context.Context, job backup.Job, may func(context.Co
 	st := &backup.Status{Job: job, Phase: backup.Succeeded, Started: time.Now(), Ended: time.Now()}
 	st.Result.Snapshot = fmt.Sprintf("%064x", len(r.snapshots))
 	if b := job.Task.Backup; b != nil {
-		st.Result.Backup = &restic.BackupSummary{SnapshotID: st.Result.Snapshot}
+		st.Result.Backup, st.Result.Partial = &restic.BackupSummary{SnapshotID: st.Result.Snapshot}, r.partial
 		r.snapshots = append(r.snapshots, restic.Snapshot{ID: st.Result.Snapshot, Time: b.Time,
 			Tags: []string{mover.TagBackup + b.Backup, mover.TagVolume + b.Volume, mover.TagSize + fmt.Sprint(b.Size)}})
 	}

@@ -8,8 +8,11 @@ import (
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
+	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
 
+	"github.com/abaca-csi/abaca/pkg/backend"
+	"github.com/abaca-csi/abaca/pkg/backup"
 	"github.com/abaca-csi/abaca/pkg/mover"
 	"github.com/abaca-csi/abaca/pkg/restic"
 )
@@ -100,6 +103,46 @@ func TestOwnRepositoryMakesNoVolumeLarger(t *testing.T) {
 	for _, e := range all.GetEntries() {
 		if s := e.GetSnapshot(); s.GetSizeBytes() < 0 || strings.Contains(s.GetSnapshotId(), "else") {
 			t.Errorf("listed: %v", s)
+		}
+	}
+}
+
+// TestPartialBackupIsMarked: nobody sees a backup ready that lacks files before its
+// object says so.
+func TestPartialBackupIsMarked(t *testing.T) {
+	f, ctx := newFixture(t), context.Background()
+	engine, runner := newEngine(f.driver.Backends)
+	f.driver.Backups = engine
+	var marked []backup.Object
+	refuse := error(backend.ErrUnavailable)
+	f.driver.MarkPartial = func(_ context.Context, o backup.Object) error {
+		marked = append(marked, o)
+		return refuse
+	}
+	v := f.volume(create("data", writer, nil))
+	const uid = "01234567-89ab-cdef-0123-456789abcdef"
+	for _, partial := range []bool{false, true} {
+		runner.partial = partial
+		name := fmt.Sprintf("%v-%s", partial, uid)
+		save := &csi.CreateSnapshotRequest{Name: name, SourceVolumeId: v.GetVolumeId(), Parameters: map[string]string{
+			"type": "backup", "repository": "offsite", snapshotNamespaceKey: "shop", snapshotNameKey: name}}
+		if _, err := f.CreateSnapshot(ctx, save); err != nil {
+			t.Fatal(err)
+		}
+		if partial {
+			_, err := f.CreateSnapshot(ctx, save)
+			code(t, err, codes.Unavailable, "VolumeSnapshot shop/"+name, "lacks files")
+			refuse = nil
+		}
+		if saved, err := f.CreateSnapshot(ctx, save); err != nil || !saved.GetSnapshot().GetReadyToUse() {
+			t.Errorf("partial %v: %v, %v", partial, saved, err)
+		}
+		want := []backup.Object{{Kind: backup.VolumeSnapshot, Namespace: "shop", Name: name, UID: uid}}
+		if want = append(want, want...); !partial {
+			want = nil
+		}
+		if diff := cmp.Diff(want, marked); diff != "" {
+			t.Errorf("partial %v, -want +got:\n%s", partial, diff)
 		}
 	}
 }

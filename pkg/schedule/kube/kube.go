@@ -158,6 +158,9 @@ func read(v *snapshotv1.VolumeSnapshot) schedule.Snapshot {
 	switch {
 	case v.Status.ReadyToUse != nil && *v.Status.ReadyToUse:
 		s.State = schedule.Ready
+		if v.Annotations[schedule.PartialKey] == "true" {
+			s.State = schedule.Partial
+		}
 	case v.Status.Error != nil:
 		// The snapshotter goes on trying.
 		s.State, s.Retried = schedule.Failed, true

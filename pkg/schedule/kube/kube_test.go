@@ -106,6 +106,22 @@ func TestFailed(t *testing.T) {
 	}
 }
 
+// TestPartial: what the driver has said of a backup that lacks files is seen, once it is ready.
+func TestPartial(t *testing.T) {
+	yes, no := true, false
+	for _, test := range []struct {
+		ready *bool
+		value string
+		want  schedule.State
+	}{{&yes, "true", schedule.Partial}, {&yes, "", schedule.Ready}, {&no, "true", schedule.Pending}} {
+		v := &snapshotv1.VolumeSnapshot{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{schedule.PartialKey: test.value}},
+			Status: &snapshotv1.VolumeSnapshotStatus{ReadyToUse: test.ready}}
+		if s := read(v); s.State != test.want {
+			t.Errorf("%v, %q: %s", *test.ready, test.value, s.State)
+		}
+	}
+}
+
 func TestClaims(t *testing.T) {
 	n := namespace()
 	for _, which := range []schedule.Selection{{Selector: "app=shop"}, {Names: []string{"data", "loose", "web", "nowhere"}}} {
