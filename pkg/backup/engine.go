@@ -78,6 +78,7 @@ type Engine struct {
 	busy     busy.Set
 	asked    busy.Set // the repositories of namespaces that restic is asking
 	mu       sync.Mutex
+	last     view
 	listings map[string]listing
 	recent   []*Status
 	seen     map[string]time.Time // end of the last attempt that was remembered, by job

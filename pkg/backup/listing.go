@@ -302,11 +302,12 @@ func (e *Engine) learn(b *Backup) {
 	e.listings[b.Repository] = l
 }
 
-// forgetListing makes the next call read the repository again. The old listing
-// stays for the metrics.
+// forgetListing makes the next call read the repository again, and the jobs, which
+// may have made what has been forgotten. The old listing stays for the metrics.
 func (e *Engine) forgetListing(repository string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.last = view{}
 	e.learned++
 	if l, ok := e.listings[repository]; ok {
 		l.stale = true

@@ -14,11 +14,11 @@ import (
 	"github.com/abaca-csi/abaca/pkg/backup"
 )
 
-// restorePoll is how often a CreateVolume looks whether its restore has ended,
-// and restoreWait how long it does so before it answers "not yet".
+// restoreWait is how long a CreateVolume waits for its restore before it answers "not
+// yet", and unusedPoll how often it looks whether a share is mounted nowhere any more.
 const (
-	restorePoll = 200 * time.Millisecond
 	restoreWait = 5 * time.Second
+	unusedPoll  = 200 * time.Millisecond
 )
 
 // createFromBackup fills a draft share from the repository. It becomes a volume
@@ -57,7 +57,7 @@ func (d *Driver) createFromBackup(ctx context.Context, c creation, s Snapshot) (
 		return err
 	}
 	namespace, claim, _ := strings.Cut(c.description[describeClaim], "/")
-	st, err := d.awaitRestore(ctx, engine, backup.RestoreRequest{
+	st, err := engine.AwaitRestore(ctx, restoreWait, backup.RestoreRequest{
 		ID: restore, Repository: s.Repository, Backup: s.Backup, Volume: Volume{Backend: c.backendName, Share: share.ID}.String(),
 		Name: c.name, Backend: c.backendName, Share: share.ID, Zone: share.Zone, Wanted: draft,
 		About: about(backup.PersistentVolumeClaim, namespace, claim, c.name)})
@@ -100,7 +100,7 @@ func deleteUnused(ctx context.Context, b backend.Backend, id string) error {
 		select {
 		case <-ctx.Done():
 			return err
-		case <-time.After(restorePoll):
+		case <-time.After(unusedPoll):
 		}
 	}
 }
@@ -135,20 +135,4 @@ func (d *Driver) draftFor(ctx context.Context, c creation, engine *backup.Engine
 		return nil, err
 	}
 	return c.makeShare(ctx, backend.CreateShareRequest{Draft: true})
-}
-
-// awaitRestore gives a short restore the time to end within the call.
-func (d *Driver) awaitRestore(ctx context.Context, engine *backup.Engine, req backup.RestoreRequest) (*backup.Status, error) {
-	until := d.Now().Add(restoreWait)
-	for {
-		st, err := engine.Restore(ctx, req)
-		if err != nil || st.Phase == backup.Succeeded || d.Now().After(until) {
-			return st, err
-		}
-		select {
-		case <-ctx.Done():
-			return st, nil
-		case <-time.After(restorePoll):
-		}
-	}
 }

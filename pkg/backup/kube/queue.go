@@ -143,10 +143,16 @@ func next(queue []entry, limit, each int) []*record {
 	return chosen
 }
 
-// admit lets those run whose turn it is.
+// admit lets those run whose turn it is. Of many that ask at once, one looks for all
+// who have asked before it.
 func (r *Runner) admit(ctx context.Context) error {
+	asked := r.asked.Add(1)
 	r.admitting.Lock() // two that look at once could let two make one repository
 	defer r.admitting.Unlock()
+	if asked <= r.admitted {
+		return nil
+	}
+	r.admitted = r.asked.Load()
 	s, err := r.survey(ctx)
 	if err != nil {
 		return err
