@@ -80,7 +80,7 @@ type Runner struct {
 	admitting sync.Mutex
 	asked     atomic.Int64 // how often it was asked for
 	admitted  int64        // and how many of these a look was for, under admitting
-	heard     sync.Map // how far movers are: a restic.Progress by the UID of each pod
+	heard     sync.Map     // how far movers are: a restic.Progress by the UID of each pod
 }
 
 var _ backup.Runner = (*Runner)(nil)
