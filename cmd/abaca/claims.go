@@ -2,16 +2,20 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 
+	snapshots "github.com/kubernetes-csi/external-snapshotter/client/v8/clientset/versioned"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
 	"github.com/abaca-csi/abaca/pkg/backup"
 	"github.com/abaca-csi/abaca/pkg/csi"
+	"github.com/abaca-csi/abaca/pkg/schedule"
 )
 
 // claims looks PersistentVolumeClaims up.
@@ -41,5 +45,25 @@ func claimThere(claims func(context.Context, string, string) (csi.Claim, error))
 			return false, nil
 		}
 		return err != nil || o.UID == "" || c.UID == o.UID, err
+	}
+}
+
+// markPartial annotates VolumeSnapshots whose backups lack files, for people and for
+// schedules. It needs the verb patch on them.
+func markPartial(client snapshots.Interface) func(context.Context, backup.Object) error {
+	return func(ctx context.Context, o backup.Object) error {
+		meta := map[string]any{"annotations": map[string]string{schedule.PartialKey: "true"}}
+		if o.UID != "" {
+			meta["uid"] = o.UID // keeps it from another one of that name
+		}
+		patch, err := json.Marshal(map[string]any{"metadata": meta})
+		if err != nil {
+			return err
+		}
+		_, err = client.SnapshotV1().VolumeSnapshots(o.Namespace).Patch(ctx, o.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+		if err == nil || apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+			return nil
+		}
+		return fmt.Errorf("%w: %w", backend.ErrUnavailable, err)
 	}
 }

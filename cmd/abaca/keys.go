@@ -53,11 +53,19 @@ func keySecret(where string, hear transport.WrapperFunc) (*keys.Secret, error) {
 // inCluster returns a client of the cluster that this runs in. hear gets to know of each
 // request, or is nil.
 func inCluster(hear transport.WrapperFunc) (kubernetes.Interface, error) {
+	config, err := clusterConfig(hear)
+	if err != nil {
+		return nil, err
+	}
+	return kubernetes.NewForConfig(config)
+}
+
+func clusterConfig(hear transport.WrapperFunc) (*rest.Config, error) {
 	config, err := rest.InClusterConfig()
 	if err != nil {
 		return nil, err
 	}
 	config.QPS, config.Burst = 50, 100
 	config.Wrap(hear)
-	return kubernetes.NewForConfig(config)
+	return config, nil
 }

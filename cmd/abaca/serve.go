@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/kubernetes-csi/csi-lib-utils/metrics"
+	snapshots "github.com/kubernetes-csi/external-snapshotter/client/v8/clientset/versioned"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"k8s.io/klog/v2"
@@ -81,7 +82,7 @@ func newServeCommand(name, short string, controller, node bool) *cobra.Command {
 	if controller {
 		f.StringVar(&o.repositories, "repositories", "", "the directory with one folder for each restic repository; empty for no backups")
 		f.StringVar(&o.movers, "movers", "", "where movers run: podtemplate:NAMESPACE/NAME for Jobs in the cluster that this runs in; empty for processes of this one's")
-		f.BoolVar(&o.events, "events", false, "tell what becomes of backups and restores in events of VolumeSnapshots and claims, in the cluster that this runs in")
+		f.BoolVar(&o.events, "events", false, "tell what becomes of backups and restores in events of VolumeSnapshots and claims, and of partial backups in an annotation, in the cluster that this runs in")
 		resticFlags(f, &o.restic, &o.anyRestic)
 	}
 	return cmd
@@ -184,6 +185,15 @@ func (o serveOptions) run(ctx context.Context) error {
 		}
 		events = kube.NewEvents(client, csi.DriverName)
 		news.To = events
+		config, err := clusterConfig(o.lacks.kubernetes)
+		if err != nil {
+			return fmt.Errorf("--events: %w", err)
+		}
+		marks, err := snapshots.NewForConfig(config)
+		if err != nil {
+			return fmt.Errorf("--events: %w", err)
+		}
+		driver.MarkPartial = markPartial(marks)
 	}
 	driver.Recorder = news
 	if driver.Backups != nil {

@@ -30,13 +30,16 @@ type moverReport struct {
 	Ended      *time.Time   `json:"ended,omitempty"`
 	// Progress is of one that runs or has failed: of a success, the summary is
 	// the last word.
-	Progress *restic.Progress       `json:"progress,omitempty"`
-	Trouble  string                 `json:"trouble,omitempty"`
-	Snapshot string                 `json:"snapshot,omitempty"`
-	Error    string                 `json:"error,omitempty"`
-	Reason   mover.Reason           `json:"reason,omitempty"`
-	Backup   *restic.BackupSummary  `json:"backupSummary,omitempty"`
-	Restore  *restic.RestoreSummary `json:"restoreSummary,omitempty"`
+	Progress *restic.Progress `json:"progress,omitempty"`
+	Trouble  string           `json:"trouble,omitempty"`
+	Snapshot string           `json:"snapshot,omitempty"`
+	Error    string           `json:"error,omitempty"`
+	Reason   mover.Reason     `json:"reason,omitempty"`
+	// Partial and Incomplete say that a backup lacks files, and which ones first.
+	Partial    bool                   `json:"partial,omitempty"`
+	Incomplete []string               `json:"incomplete,omitempty"`
+	Backup     *restic.BackupSummary  `json:"backupSummary,omitempty"`
+	Restore    *restic.RestoreSummary `json:"restoreSummary,omitempty"`
 }
 
 func report(all []*backup.Status) []moverReport {
@@ -45,7 +48,8 @@ func report(all []*backup.Status) []moverReport {
 		r := moverReport{
 			ID: st.Job.Task.ID, Kind: backup.Kind(st.Job.Task), Repository: st.Job.Task.Repository, Phase: st.Phase,
 			Attempt: st.Job.Attempt, Started: st.Started, Trouble: st.Trouble, Snapshot: st.Result.Snapshot,
-			Error: st.Result.Error, Reason: st.Result.Reason, Backup: st.Result.Backup, Restore: st.Result.Restore,
+			Error: st.Result.Error, Reason: st.Result.Reason,
+			Partial: st.Result.Partial, Incomplete: st.Result.Incomplete, Backup: st.Result.Backup, Restore: st.Result.Restore,
 		}
 		if b := st.Job.Task.Backup; b != nil {
 			r.Name, r.Volume = b.Name, b.Volume

@@ -152,6 +152,9 @@ func (c *cluster) killing(role string) (kill func()) {
 				}
 			}
 		}
+		if killed == 0 {
+			c.Fatalf("no process of a %s could be killed", role)
+		}
 	}
 }
 

@@ -48,6 +48,8 @@ type Backup struct {
 	// while a mover carries it.
 	Host    string
 	Summary *restic.BackupSummary
+	// Partial says that it lacks files that could not be read.
+	Partial bool
 	// Failure says why the last attempt failed; empty if none did. Lost says that
 	// there will be no other.
 	Failure string

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"k8s.io/klog/v2"
 
@@ -60,24 +61,27 @@ func (e *Engine) Delete(ctx context.Context, repository, id string) error {
 	return e.Runner.Remove(ctx, id)
 }
 
-// forget removes the restic snapshots that bear the backup's tag, by their ids.
+// forget removes the restic snapshots that bear the backup's tag, or say that it is
+// partial, by their ids.
 func (e *Engine) forget(ctx context.Context, repo restic.Client, repository, id string) error {
 	asked := ctx
 	ctx, cancel := context.WithTimeout(ctx, repositoryTimeout)
 	defer cancel()
-	snapshots, err := repo.Snapshots(ctx, mover.TagBackup+id)
+	snapshots, err := repo.Snapshots(ctx)
 	if errors.Is(err, restic.ErrNoRepository) {
 		return nil
 	}
 	if err != nil && !errors.Is(err, restic.ErrIncomplete) { // what cannot be read cannot be forgotten
 		return repositoryError(asked, repository, err)
 	}
-	if len(snapshots) == 0 {
-		return nil
+	var ids []string
+	for _, s := range snapshots {
+		if slices.Contains(s.Tags, mover.TagBackup+id) || slices.Contains(s.Tags, mover.TagPartial+id) {
+			ids = append(ids, s.ID)
+		}
 	}
-	ids := make([]string, len(snapshots))
-	for i, s := range snapshots {
-		ids[i] = s.ID
+	if len(ids) == 0 {
+		return nil
 	}
 	err = repo.Forget(ctx, lockWait, ids...)
 	if errors.Is(err, restic.ErrLocked) {

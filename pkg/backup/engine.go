@@ -78,6 +78,7 @@ type Engine struct {
 	busy     busy.Set
 	asked    busy.Set // the repositories of namespaces that restic is asking
 	mu       sync.Mutex
+	last     view
 	listings map[string]listing
 	recent   []*Status
 	seen     map[string]time.Time // end of the last attempt that was remembered, by job
@@ -448,7 +449,7 @@ func (st *Status) trouble() error {
 func (st *Status) backup() *Backup {
 	b := describe(st.Job)
 	b.Ready, b.Failure, b.Lost = st.Phase == Succeeded, st.Result.Error, st.Result.Reason.Lasting()
-	b.Snapshot, b.Summary = st.Result.Snapshot, st.Result.Backup
+	b.Snapshot, b.Summary, b.Partial = st.Result.Snapshot, st.Result.Backup, st.Result.Partial
 	if st.Result.Backup != nil {
 		b.Files = st.Result.Backup.TotalFiles
 	}

@@ -689,3 +689,39 @@ func TestFinishedByAnother(t *testing.T) {
 		})
 	}
 }
+
+// TestPartial: that a backup lacks files stays with it, in the repository, for
+// controllers that have not seen its mover too; and what says so goes with it.
+func TestPartial(t *testing.T) {
+	b := newBench(t)
+	for _, id := range []string{"whole", "one"} {
+		if _, err := b.Backup(t.Context(), b.request(id)); err != nil {
+			t.Fatal(err)
+		}
+		b.end(id, mover.Result{Snapshot: id, Backup: &restic.BackupSummary{}, Partial: id == "one"})
+	}
+	b.repository.snapshots = append(b.repository.snapshots, restic.Snapshot{ID: "mark", Tags: []string{mover.TagVolume + "mem/" + b.share.ID, mover.TagPartial + "one"}})
+	is := func(when string) {
+		t.Helper()
+		for id, want := range map[string]bool{"one": true, "whole": false} {
+			if got, err := b.Backup(t.Context(), b.request(id)); err != nil || !got.Ready || got.Partial != want {
+				t.Errorf("%s: %+v, %v", when, got, err)
+			}
+			if got, err := b.Find(t.Context(), "offsite", id); err != nil || got.Partial != want {
+				t.Errorf("%s, found: %+v, %v", when, got, err)
+			}
+		}
+		if all, err := b.List(t.Context()); err != nil || len(all) != 2 || !all[0].Partial || all[1].Partial {
+			t.Errorf("%s, listed: %+v, %v", when, all, err)
+		}
+	}
+	is("its mover has ended")
+	b.finish("one")
+	b.finish("whole")
+	is("its record is gone")
+	b.Engine = &Engine{Backends: b.Backends, Repositories: b.repository, Runner: b.runner, Now: b.Now, Tick: b.Tick}
+	is("another controller")
+	if err := b.Delete(t.Context(), "offsite", "one"); err != nil || len(b.repository.snapshots) != 1 {
+		t.Errorf("%v, and left are %v", err, b.repository.snapshots)
+	}
+}

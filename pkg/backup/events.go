@@ -223,8 +223,12 @@ func finished(st *Status, what string) (reason, text string) {
 	}
 	text = fmt.Sprintf("%s: %d files with %s, of which %d were new or changed and have been read; the repository has grown by %s%s",
 		what, s.TotalFiles, Bytes(s.TotalBytes), s.FilesNew+s.FilesChanged, Bytes(s.DataAddedPacked), took)
-	if lacks := st.Result.Incomplete; len(lacks) > 0 {
-		return "Incomplete", fmt.Sprintf("%s. It lacks what could not be read: %s", text, strings.Join(lacks, ", "))
+	if st.Result.Partial {
+		text += ". It lacks what could not be read"
+		if lacks := st.Result.Incomplete; len(lacks) > 0 {
+			text += ": " + strings.Join(lacks, ", ")
+		}
+		return "Incomplete", text
 	}
 	return "Finished", text
 }

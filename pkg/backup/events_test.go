@@ -102,7 +102,7 @@ func TestEvents(t *testing.T) {
 		result  mover.Result
 		want    []EventReason
 	}{
-		{false, Succeeded, mover.Result{Backup: &restic.BackupSummary{}, Incomplete: []string{"/a"}}, []EventReason{BackupStarted, BackupIncomplete, BackupIncomplete}},
+		{false, Succeeded, mover.Result{Backup: &restic.BackupSummary{}, Partial: true, Incomplete: []string{"/a"}}, []EventReason{BackupStarted, BackupIncomplete, BackupIncomplete}},
 		{false, Failed, mover.Result{Error: "e", Reason: mover.ReasonPassword}, []EventReason{BackupStarted, BackupFailed, BackupFailed}},
 		{false, Failed, mover.Result{Error: "e", Reason: mover.ReasonNoSpace}, []EventReason{BackupStarted, BackupDelayed}},
 		{false, Failed, mover.Deleted, []EventReason{BackupStarted}},

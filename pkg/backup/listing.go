@@ -169,11 +169,19 @@ func (e *Engine) list(ctx context.Context, repository string, age time.Duration)
 			care = read
 		}
 	}
-	backups := make([]*Backup, 0, len(snapshots))
+	backups, partial := make([]*Backup, 0, len(snapshots)), map[string]bool{}
 	for _, s := range snapshots {
 		if b := fromTags(repository, s); b != nil {
 			backups = append(backups, b)
 		}
+		for _, tag := range s.Tags {
+			if id, ok := strings.CutPrefix(tag, mover.TagPartial); ok {
+				partial[id] = true
+			}
+		}
+	}
+	for _, b := range backups {
+		b.Partial = partial[b.ID]
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -258,6 +266,10 @@ func (e *Engine) Made(repository string) bool {
 	return len(e.listings[repository].backups) > 0
 }
 
+// ownFilesMax is how many files a namespace's own repository is believed to hold: its
+// owner can have written any number, and movers request memory by it.
+const ownFilesMax = 16 << 20
+
 // files counts the files of the newest backup of each volume.
 func (e *Engine) files(repository string) (n int64) {
 	e.mu.Lock()
@@ -270,6 +282,9 @@ func (e *Engine) files(repository string) (n int64) {
 	}
 	for _, b := range newest {
 		n += b.Files
+	}
+	if Owner(repository) != "" {
+		n = min(max(n, 0), ownFilesMax)
 	}
 	return n
 }
@@ -287,11 +302,12 @@ func (e *Engine) learn(b *Backup) {
 	e.listings[b.Repository] = l
 }
 
-// forgetListing makes the next call read the repository again. The old listing
-// stays for the metrics.
+// forgetListing makes the next call read the repository again, and the jobs, which
+// may have made what has been forgotten. The old listing stays for the metrics.
 func (e *Engine) forgetListing(repository string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.last = view{}
 	e.learned++
 	if l, ok := e.listings[repository]; ok {
 		l.stale = true
@@ -322,7 +338,8 @@ func fromTags(repository string, s restic.Snapshot) *Backup {
 		} else if v, ok := strings.CutPrefix(tag, mover.TagName); ok {
 			b.Name, _ = url.QueryUnescape(v) // only shown
 		} else if v, ok := strings.CutPrefix(tag, mover.TagSize); ok {
-			b.Size, _ = strconv.ParseInt(v, 10, 64)
+			size, _ := strconv.ParseInt(v, 10, 64)
+			b.Size = max(size, 0)
 		}
 	}
 	if b.ID == "" || b.Volume == "" {

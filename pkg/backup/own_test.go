@@ -155,3 +155,17 @@ func TestTitle(t *testing.T) {
 		t.Error("what is kept of repositories is not apart")
 	}
 }
+
+// TestOwnFiles: no number in a namespace's own repository has a mover request more
+// memory than there is, or less than none.
+func TestOwnFiles(t *testing.T) {
+	b, _ := newOwned(t)
+	for _, files := range []int64{1 << 62, -1 << 62} {
+		for repository, want := range map[string]int64{"offsite": files, "@shop": min(max(files, 0), ownFilesMax)} {
+			b.listings = map[string]listing{repository: {backups: []*Backup{{Volume: "v", Files: files}}}}
+			if got := b.files(repository); got != want {
+				t.Errorf("%s: %d files, want %d", repository, got, want)
+			}
+		}
+	}
+}

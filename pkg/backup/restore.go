@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
 	"github.com/abaca-csi/abaca/pkg/mover"
@@ -55,7 +56,7 @@ func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (*Status, erro
 			return nil, fmt.Errorf("start restore %s: %w", req.ID, err)
 		}
 		e.wake() // to tell of it
-		return &Status{Job: job, Phase: Running}, nil
+		return &Status{Job: job, Phase: Running, Started: e.Now()}, nil
 	case err != nil:
 		return nil, err
 	}
@@ -89,6 +90,35 @@ func (e *Engine) Restore(ctx context.Context, req RestoreRequest) (*Status, erro
 		return st, e.release(ctx, st.Job)
 	}
 	return st, nil
+}
+
+const (
+	// restorePoll is the first pause between two looks at a restore that is waited for;
+	// each is twice as long as the last.
+	restorePoll = 200 * time.Millisecond
+	// restoreFresh is how long after its begin a restore is looked at by whoever waits
+	// for it. After that, Run looks at all of them at once.
+	restoreFresh = 2 * time.Second
+)
+
+// AwaitRestore is Restore, but gives a short one so much time to end.
+func (e *Engine) AwaitRestore(ctx context.Context, wait time.Duration, req RestoreRequest) (*Status, error) {
+	st, err := e.Restore(ctx, req)
+	until := e.Now().Add(wait)
+	for pause := restorePoll; err == nil && st.Phase == Running && e.Now().Before(until); {
+		select {
+		case <-ctx.Done():
+			return st, nil
+		case <-time.After(min(pause, until.Sub(e.Now()))):
+		}
+		if seen := e.seenRunning(req.ID); seen != nil && e.Now().Sub(seen.Started) > restoreFresh {
+			st = seen
+			continue
+		}
+		pause *= 2
+		st, err = e.Restore(ctx, req)
+	}
+	return st, err
 }
 
 // EndRestore stops a restore that still runs and drops its record.

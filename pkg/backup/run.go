@@ -34,7 +34,7 @@ func (e *Engine) Run(ctx context.Context) {
 		case <-tick.C:
 		case <-e.waking():
 		}
-		jobs, err := e.Runner.Jobs(ctx)
+		jobs, err := e.jobs(ctx, 0)
 		if err != nil {
 			log.Error(err, "Listing movers")
 			continue
@@ -63,6 +63,51 @@ func (e *Engine) Run(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// view is what was seen of all jobs at once. Nobody changes it.
+type view struct {
+	at   time.Time
+	jobs []*Status
+}
+
+// jobs returns all jobs, as they were seen no longer ago than age.
+func (e *Engine) jobs(ctx context.Context, age time.Duration) ([]*Status, error) {
+	e.mu.Lock()
+	last := e.last
+	e.mu.Unlock()
+	now := e.Now()
+	if now.Sub(last.at) < age {
+		return last.jobs, nil
+	}
+	jobs, err := e.Runner.Jobs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.last.at.Before(now) {
+		e.last = view{now, jobs}
+	}
+	return jobs, nil
+}
+
+// viewAge is how old a view may be for those who do not decide by it: Run makes one
+// in each tick.
+func (e *Engine) viewAge() time.Duration { return 2 * e.Tick }
+
+// seenRunning returns a job that Run has just seen running, nil if it has not.
+func (e *Engine) seenRunning(id string) *Status {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.Now().Sub(e.last.at) >= e.viewAge() {
+		return nil
+	}
+	i := slices.IndexFunc(e.last.jobs, func(st *Status) bool { return st.Job.Task.ID == id && st.Phase == Running })
+	if i < 0 {
+		return nil
+	}
+	return e.last.jobs[i]
 }
 
 // wake makes Run look after the jobs at once.
@@ -196,9 +241,10 @@ func (e *Engine) remember(st *Status) {
 }
 
 // learnEnded adds what movers have made and nobody has looked at yet, so that
-// the next backup of a volume is compared with it.
+// the next backup of a volume is compared with it. What ends in between, the mover
+// sees in the repository.
 func (e *Engine) learnEnded(ctx context.Context) error {
-	jobs, err := e.Runner.Jobs(ctx)
+	jobs, err := e.jobs(ctx, e.viewAge())
 	for _, st := range jobs {
 		if st.Phase == Succeeded && st.Result.Backup != nil {
 			e.learn(st.backup())

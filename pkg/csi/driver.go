@@ -54,6 +54,9 @@ type Driver struct {
 	Backups *backup.Engine
 	// Claims looks up the claim that a volume was made for; nil without Kubernetes.
 	Claims func(ctx context.Context, namespace, name string) (Claim, error)
+	// MarkPartial says on the object of a backup that it lacks files, before it is ready;
+	// nil says so nowhere. What is gone needs no mark.
+	MarkPartial func(context.Context, backup.Object) error
 	// Recorder is told of requests for snapshots that fail; nil for nobody.
 	Recorder backup.Recorder
 	Mounts   mount.Interface

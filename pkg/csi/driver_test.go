@@ -459,6 +459,22 @@ func TestFinalErrors(t *testing.T) {
 			if left := f.count(); (left != before) != stays {
 				t.Errorf("%s, %v: %s before, and %s after it", name, kind, before, left)
 			}
+			if stays {
+				continue
+			}
+			// As long as something is left, the orchestrator is to call again.
+			undo := map[string]string{"view": "DeleteSnapshot", "clone": "DeleteSnapshot", "restore": "DeleteShare"}[name]
+			f.backend.On(c.method).Fail(fmt.Errorf("no: %w", kind))
+			f.backend.On(undo).Fail(fmt.Errorf("held: %w", backend.ErrAuth))
+			_, err := f.CreateVolume(ctx, c.req)
+			code(t, err, codes.Aborted, "no: ", "held: ")
+			f.backend.On(c.method).Fail(fmt.Errorf("no: %w", kind))
+			if _, err := f.CreateVolume(ctx, c.req); !final(err) {
+				t.Errorf("%s, %v: once nothing is left: %v", name, kind, err)
+			}
+			if left := f.count(); left != before {
+				t.Errorf("%s, %v: %s before, and %s after all", name, kind, before, left)
+			}
 		}
 	}
 }

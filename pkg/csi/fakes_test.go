@@ -13,8 +13,8 @@ import (
 	"github.com/abaca-csi/abaca/pkg/restic"
 )
 
-// newEngine returns a backup engine whose movers end well at once, over one
-// repository called "offsite".
+// newEngine returns a backup engine whose movers end well at once, over the
+// repository "offsite" and that of namespace shop.
 func newEngine(backends map[string]backend.Backend) (*backup.Engine, *instant) {
 	r := &instant{jobs: map[string]*backup.Status{}}
 	return &backup.Engine{Backends: backends, Repositories: r, Runner: r, Now: time.Now, Tick: time.Second}, r
@@ -26,7 +26,9 @@ type instant struct {
 	mu        sync.Mutex
 	jobs      map[string]*backup.Status
 	snapshots []restic.Snapshot
+	forged    []restic.Snapshot
 	slow      bool // restores run until end
+	partial   bool // backups lack files
 }
 
 // end lets the restores that run end well.
@@ -48,7 +50,7 @@ func (r *instant) Start(ctx context.Context, job backup.Job, may func(context.Co
 	st := &backup.Status{Job: job, Phase: backup.Succeeded, Started: time.Now(), Ended: time.Now()}
 	st.Result.Snapshot = fmt.Sprintf("%064x", len(r.snapshots))
 	if b := job.Task.Backup; b != nil {
-		st.Result.Backup = &restic.BackupSummary{SnapshotID: st.Result.Snapshot}
+		st.Result.Backup, st.Result.Partial = &restic.BackupSummary{SnapshotID: st.Result.Snapshot}, r.partial
 		r.snapshots = append(r.snapshots, restic.Snapshot{ID: st.Result.Snapshot, Time: b.Time,
 			Tags: []string{mover.TagBackup + b.Backup, mover.TagVolume + b.Volume, mover.TagSize + fmt.Sprint(b.Size)}})
 	}
@@ -91,13 +93,25 @@ func (r *instant) Remove(_ context.Context, id string) error {
 	return nil
 }
 
-func (r *instant) Names(context.Context) ([]string, error) { return []string{"offsite"}, nil }
+func (r *instant) Names(context.Context) ([]string, error) { return []string{"@shop", "offsite"}, nil }
 
 func (r *instant) Open(_ context.Context, name string) (restic.Client, error) {
-	if name != "offsite" {
-		return nil, backend.ErrNotFound
+	switch name {
+	case "offsite":
+		return r, nil
+	case "@shop":
+		return shop{r}, nil
 	}
-	return r, nil
+	return nil, backend.ErrNotFound
+}
+
+// shop is the repository of namespace shop, with what that has written into it.
+type shop struct{ *instant }
+
+func (r shop) Snapshots(context.Context, ...string) ([]restic.Snapshot, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.forged), nil
 }
 
 func (r *instant) Snapshots(_ context.Context, tags ...string) (found []restic.Snapshot, err error) {

@@ -175,9 +175,13 @@ func (d *Driver) snapshots() []stream[csi.Snapshot] {
 		backups, err := d.Backups.List(ctx)
 		var page []placed[csi.Snapshot]
 		for _, b := range backups {
+			item := describeBackup(b)
+			if _, err := ParseSnapshot(item.GetSnapshotId()); err != nil {
+				continue // somebody else's tag: no request can name it
+			}
 			// Repository and id are ordered in pairs, and '/' is in neither.
 			if position := b.Repository + "/" + b.ID; after == "" || lessPair(after, position) {
-				page = append(page, placed[csi.Snapshot]{position, describeBackup(b)})
+				page = append(page, placed[csi.Snapshot]{position, item})
 			}
 		}
 		return page, false, err

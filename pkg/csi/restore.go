@@ -1,6 +1,7 @@
 package csi
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,11 +14,11 @@ import (
 	"github.com/abaca-csi/abaca/pkg/backup"
 )
 
-// restorePoll is how often a CreateVolume looks whether its restore has ended,
-// and restoreWait how long it does so before it answers "not yet".
+// restoreWait is how long a CreateVolume waits for its restore before it answers "not
+// yet", and unusedPoll how often it looks whether a share is mounted nowhere any more.
 const (
-	restorePoll = 200 * time.Millisecond
 	restoreWait = 5 * time.Second
+	unusedPoll  = 200 * time.Millisecond
 )
 
 // createFromBackup fills a draft share from the repository. It becomes a volume
@@ -56,7 +57,7 @@ func (d *Driver) createFromBackup(ctx context.Context, c creation, s Snapshot) (
 		return err
 	}
 	namespace, claim, _ := strings.Cut(c.description[describeClaim], "/")
-	st, err := d.awaitRestore(ctx, engine, backup.RestoreRequest{
+	st, err := engine.AwaitRestore(ctx, restoreWait, backup.RestoreRequest{
 		ID: restore, Repository: s.Repository, Backup: s.Backup, Volume: Volume{Backend: c.backendName, Share: share.ID}.String(),
 		Name: c.name, Backend: c.backendName, Share: share.ID, Zone: share.Zone, Wanted: draft,
 		About: about(backup.PersistentVolumeClaim, namespace, claim, c.name)})
@@ -64,13 +65,14 @@ func (d *Driver) createFromBackup(ctx context.Context, c creation, s Snapshot) (
 		// The orchestrator may never come back, so nothing stays.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTimeout)
 		defer cancel()
-		if gone := draft(ctx); gone != nil {
-			return nil, errors.Join(err, gone)
+		left := draft(ctx)
+		if left == nil {
+			left = engine.EndRestore(ctx, restore)
 		}
-		if left := engine.EndRestore(ctx, restore); left != nil {
-			return nil, errors.Join(err, left)
+		if left == nil {
+			left = deleteUnused(ctx, c.backend, share.ID)
 		}
-		return nil, errors.Join(err, deleteUnused(ctx, c.backend, share.ID))
+		return nil, undone(err, left)
 	}
 	if err != nil {
 		return nil, err
@@ -98,7 +100,7 @@ func deleteUnused(ctx context.Context, b backend.Backend, id string) error {
 		select {
 		case <-ctx.Done():
 			return err
-		case <-time.After(restorePoll):
+		case <-time.After(unusedPoll):
 		}
 	}
 }
@@ -123,24 +125,14 @@ func (d *Driver) draftFor(ctx context.Context, c creation, engine *backup.Engine
 	case !b.Ready:
 		return nil, fmt.Errorf("backup %s is still being made: %s: %w", c.source, b.Failure, backend.ErrUnavailable)
 	}
+	// Whoever has a repository can have written any size into it, and a quota counts
+	// what the claim asks for.
+	if asked := cmp.Or(c.min, defaultSize); backup.Owner(s.Repository) != "" && b.Size > asked {
+		return nil, fmt.Errorf("the backup is of a volume of %d bytes, and asked for are %d: from %s, ask for a size of at least %d bytes: %w",
+			b.Size, asked, backup.Title(s.Repository), b.Size, errRange)
+	}
 	if err := c.holding("backup", b.Size); err != nil {
 		return nil, err
 	}
 	return c.makeShare(ctx, backend.CreateShareRequest{Draft: true})
-}
-
-// awaitRestore gives a short restore the time to end within the call.
-func (d *Driver) awaitRestore(ctx context.Context, engine *backup.Engine, req backup.RestoreRequest) (*backup.Status, error) {
-	until := d.Now().Add(restoreWait)
-	for {
-		st, err := engine.Restore(ctx, req)
-		if err != nil || st.Phase == backup.Succeeded || d.Now().After(until) {
-			return st, err
-		}
-		select {
-		case <-ctx.Done():
-			return st, nil
-		case <-time.After(restorePoll):
-		}
-	}
 }

@@ -100,6 +100,14 @@ func (d *Driver) createBackup(ctx context.Context, r *csi.CreateSnapshotRequest,
 	if err != nil {
 		return nil, err
 	}
+	if b.Ready && b.Partial && d.MarkPartial != nil {
+		// Before it is ready, so that nobody takes it for whole.
+		for _, o := range aboutSnapshot(r) {
+			if err := d.MarkPartial(ctx, o); err != nil {
+				return nil, fmt.Errorf("say on %s that its backup lacks files: %w", o, err)
+			}
+		}
+	}
 	return &csi.CreateSnapshotResponse{Snapshot: describeBackup(b)}, nil
 }
 

@@ -433,7 +433,17 @@ func (c creation) abandon(ctx context.Context, err error, snapshot string) error
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTimeout)
 	defer cancel()
-	return errors.Join(err, c.backend.DeleteSnapshot(ctx, snapshot))
+	return undone(err, c.backend.DeleteSnapshot(ctx, snapshot))
+}
+
+// undone is what a request is answered that has failed for good, if left is why what
+// was begun for it may still be there: as long as it may, no answer is final, or the
+// claim could go and leave it behind.
+func undone(err, left error) error {
+	if left == nil {
+		return err
+	}
+	return fmt.Errorf("%s; and what was begun for it may still be there: %s: %w", err, left, backend.ErrPending)
 }
 
 // cleanUpTimeout bounds what is still done for a request that has failed.

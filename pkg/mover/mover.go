@@ -30,6 +30,11 @@ const (
 	TagSize   = "abaca.size="   // the size of the volume, in bytes
 )
 
+// TagPartial is on a restic snapshot of the description alone, beside that of the
+// backup whose id it has: the backup lacks files that could not be read. It is no tag
+// of the backup's own, since `restic tag` waits until nobody else uses the repository.
+const TagPartial = "abaca.partial="
+
 // Tags on the restic snapshots that maintenance leaves, which are no backups.
 const (
 	TagMaintenance = "abaca.maintenance" // all of them
@@ -128,8 +133,9 @@ type Result struct {
 	Reason  Reason                 `json:"reason,omitempty"`
 	Backup  *restic.BackupSummary  `json:"backupSummary,omitempty"`
 	Restore *restic.RestoreSummary `json:"restoreSummary,omitempty"`
-	// Incomplete are the first paths that a successful backup lacks, since
-	// AllowPartial accepted that.
+	// Partial says that a successful backup lacks files, since AllowPartial accepted
+	// that, and Incomplete are the first paths of them, as far as they are known.
+	Partial    bool     `json:"partial,omitempty"`
 	Incomplete []string `json:"incomplete,omitempty"`
 }
 

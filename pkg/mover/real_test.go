@@ -302,8 +302,11 @@ func TestRealVolume(t *testing.T) {
 		t.Errorf("%d halves are left", n)
 	}
 	partial := good(s.backup("b4", fourth, func(task *Task) { task.Backup.AllowPartial = true }))
-	if diff := cmp.Diff([]string{"data/bad"}, partial.Incomplete); diff != "" || s.count("b4") != 1 {
-		t.Error(diff)
+	if diff := cmp.Diff([]string{"data/bad"}, partial.Incomplete); diff != "" || s.count("b4") != 1 || !partial.Partial {
+		t.Errorf("partial: %+v\n%s", partial, diff)
+	}
+	if marks, err := s.client.Snapshots(t.Context(), TagPartial+"b4"); err != nil || len(marks) != 1 || marks[0].Summary.TotalFiles != 1 {
+		t.Errorf("what says that it is partial: %+v, %v", marks, err)
 	}
 
 	if r := s.backup("b5", top+"/empty"); r.Reason != ReasonEmpty || s.count("b5") != 0 {

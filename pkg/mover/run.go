@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -279,11 +280,12 @@ func (m *mover) backup(ctx context.Context, b *Backup) error {
 			return fail(ReasonIncomplete, "%w; see to the files, or accept partial backups (allowPartial: \"true\" in the class)", err)
 		}
 		m.Log.Info("Backup lacks files", "snapshot", summary.SnapshotID, "reason", err.Error())
+		m.result.Partial = true
 		var said *restic.Error
 		if errors.As(err, &said) {
 			m.result.Incomplete = said.Paths
 		}
-		err = nil
+		err = m.mark(ctx, b)
 	}
 	if err != nil {
 		return err
@@ -297,15 +299,24 @@ func (m *mover) backup(ctx context.Context, b *Backup) error {
 	return nil
 }
 
+// mark says in the repository that a backup lacks files.
+func (m *mover) mark(ctx context.Context, b *Backup) error {
+	return m.locked(ctx, func(wait time.Duration) error {
+		_, err := m.Restic.Backup(ctx, restic.BackupRequest{Dir: m.Dir, Targets: []string{descriptionName}, Host: b.Host,
+			Tags: []string{TagVolume + b.Volume, TagPartial + b.Backup}, Time: b.Time, RetryLock: wait}, nil)
+		return err
+	})
+}
+
 // earlier is what the repository holds of a volume.
 type earlier struct {
 	// done is a snapshot of this very backup that another controller has made of
 	// another cut: it succeeded, or its record would have kept this task from
 	// beginning.
 	done string
-	// doubtful are the snapshots of this backup and this cut. They are from a run
-	// that died before it could say how it ended: files may be missing from
-	// them, and nothing in them tells. Their packs stay when they are forgotten,
+	// doubtful are the snapshots of this backup and this cut, and their marks. They
+	// are from a run that died before it could say how it ended: files may be missing
+	// from them, and nothing in them tells. Their packs stay when they are forgotten,
 	// so what they had is read again and not uploaded again.
 	doubtful []string
 	parent   *Parent // the newest of the others
@@ -328,13 +339,17 @@ func (m *mover) earlier(ctx context.Context, b *Backup) func() (earlier, error) 
 		a := <-came
 		found := earlier{parent: &Parent{}}
 		for _, s := range a.snapshots { // oldest first
-			switch {
+			partial := slices.ContainsFunc(s.Tags, func(tag string) bool { return strings.HasPrefix(tag, TagPartial) })
+			switch own := s.Time.Equal(b.Time.Truncate(time.Second)); {
+			case partial && own && slices.Contains(s.Tags, TagPartial+b.Backup):
+				found.doubtful = append(found.doubtful, s.ID)
+			case partial:
 			case !slices.Contains(s.Tags, TagBackup+b.Backup):
 				found.parent = &Parent{Snapshot: s.ID, Time: s.Time}
 				if s.Summary != nil {
 					found.parent.Files = s.Summary.TotalFiles
 				}
-			case s.Time.Equal(b.Time.Truncate(time.Second)):
+			case own:
 				found.doubtful = append(found.doubtful, s.ID)
 			default:
 				found.done = s.ID

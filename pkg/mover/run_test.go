@@ -156,6 +156,13 @@ func snapshot(id, backup string, files int64) restic.Snapshot {
 	return s
 }
 
+// mark says that a backup is partial.
+func mark(id, backup string) restic.Snapshot {
+	s := snapshot(id, backup, 1)
+	s.Paths, s.Tags = []string{Dir + "/volume.json"}, []string{TagVolume + "local/v", TagPartial + backup}
+	return s
+}
+
 func TestFlow(t *testing.T) {
 	const look, again = "snapshots abaca.volume=local/v", "snapshots abaca.backup=b1"
 	const proof, held = "prove data /src ro=true", "holds new1"
@@ -237,7 +244,15 @@ func TestFlow(t *testing.T) {
 		},
 		"unreadable files are accepted": {
 			task: backupTask(), tweaks: []tweak{errs("backup", restic.ErrIncomplete), func(task *Task, _ *fakeRepository, _ *fakeMounts) { task.Backup.AllowPartial = true }},
-			log: []string{look, "backup parent= 0s", proof, held},
+			log: []string{look, "backup parent= 0s", proof, "backup parent= 0s", held},
+		},
+		"unreadable files are accepted, but nothing says so": {
+			task: backupTask(), tweaks: []tweak{errs("backup", restic.ErrIncomplete, restic.ErrFailed), func(task *Task, _ *fakeRepository, _ *fakeMounts) { task.Backup.AllowPartial = true }},
+			reason: ReasonRepository, log: []string{look, "backup parent= 0s", proof, "backup parent= 0s"},
+		},
+		"killed before, and one that was partial is no parent": {
+			task: backupTask(), tweaks: []tweak{recovering, had(snapshot("s1", "a1", 2), mark("m1", "a1"), snapshot("half", "b1", 2), mark("m2", "b1"))},
+			log: []string{"unlock", "repair", look, "forget half,m2 0s", "backup parent=s1 0s", proof, held},
 		},
 		"unreadable snapshots of others": {
 			task: backupTask(), tweaks: []tweak{errs("snapshots", restic.ErrIncomplete, restic.ErrIncomplete), had(snapshot("s1", "a1", 2))},

@@ -19,6 +19,7 @@ const (
 	NothingSelected    EventReason = "NothingSelected"
 	ScheduleFailed     EventReason = "ScheduleFailed"
 	ScheduleIncomplete EventReason = "ScheduleIncomplete"
+	SchedulePartial    EventReason = "SchedulePartial"
 	ScheduleFinished   EventReason = "ScheduleFinished"
 )
 
@@ -31,7 +32,8 @@ func News(r Result, err error) (EventReason, string) {
 	for _, e := range r.Entries {
 		if e.Status.Good() {
 			good++
-		} else {
+		}
+		if e.Status == StatusPartial || !e.Status.Good() {
 			wrong = append(wrong, fmt.Sprintf("%s (%s) is %s: %s", e.Claim, e.Tier, e.Status, e.Message))
 		}
 		if e.Retention.Error != "" {
@@ -58,6 +60,8 @@ func News(r Result, err error) (EventReason, string) {
 		return ScheduleFailed, text
 	case r.ExitCode() == ExitPartial:
 		return ScheduleIncomplete, text
+	case r.ExitCode() == ExitLacking:
+		return SchedulePartial, text
 	}
 	return ScheduleFinished, text
 }

@@ -14,6 +14,7 @@ import (
 func TestNews(t *testing.T) {
 	ready := Entry{Claim: "data", Tier: "a", Status: StatusReady, Retention: Retention{Drop: []Choice{{}, {Error: "no"}}}}
 	failed := Entry{Claim: "web", Tier: "a", Status: StatusFailed, Message: "no such claim"}
+	partial := Entry{Claim: "data", Tier: "b", Status: StatusPartial, Message: "it lacks files"}
 	kept := ready
 	kept.Retention.Error = "1 of 2 are not dropped: no"
 	for _, test := range []struct {
@@ -28,6 +29,8 @@ func TestNews(t *testing.T) {
 		{[]Entry{failed}, nil, ScheduleFailed, "0 of 1 snapshots are ready, 0 old ones are dropped. web (a) is failed: no such claim"},
 		{[]Entry{ready, failed}, errors.New("ended"), ScheduleIncomplete, "1 of 2 snapshots are ready, 1 old ones are dropped. web (a) is failed"},
 		{[]Entry{kept}, nil, ScheduleIncomplete, "data (a): 1 of 2 are not dropped"},
+		{[]Entry{ready, partial}, nil, SchedulePartial, "2 of 2 snapshots are ready, 1 old ones are dropped. data (b) is partial: it lacks files"},
+		{[]Entry{failed, partial}, nil, ScheduleIncomplete, "1 of 2 snapshots are ready"},
 		{[]Entry{ready}, nil, ScheduleFinished, "1 of 1 snapshots are ready, 1 old ones are dropped"},
 	} {
 		if reason, text := News(Result{Entries: test.entries}, test.err); reason != test.reason || !strings.Contains(text, test.text) {

@@ -25,6 +25,9 @@ const (
 	TierKey = prefix + "tier"
 	// TimeKey, an annotation only, has the scheduled time (RFC 3339, UTC).
 	TimeKey = prefix + "scheduled-time"
+	// PartialKey is the annotation, "true", of a VolumeSnapshot whose backup lacks files
+	// that could not be read, whoever made it. The driver writes it before that is ready.
+	PartialKey = prefix + "partial"
 
 	// ScheduledKey is the annotation of a Job by which its CronJob says the time
 	// that the Job is for (Kubernetes 1.28; RFC 3339 in the CronJob's zone).

@@ -22,14 +22,18 @@ const (
 	// else was not done: a snapshot, or dropping one. 3 is restic's code for a
 	// backup that lacks something.
 	ExitPartial = 3
+	// ExitLacking is a run in which everything was done, but at least one of its
+	// backups lacks files that could not be read.
+	ExitLacking = 4
 )
 
 // Status is what has become of a snapshot of a run.
 type Status string
 
-// A run ends with the first four, a dry one with the last two or StatusFailed.
+// A run ends with the first five, a dry one with the last two or StatusFailed.
 const (
 	StatusReady       Status = "ready"
+	StatusPartial     Status = "partial" // ready, but it lacks files
 	StatusFailed      Status = "failed"
 	StatusLate        Status = "late"        // not ready at the deadline
 	StatusInterrupted Status = "interrupted" // not ready when the run was ended
@@ -37,9 +41,9 @@ const (
 	StatusExists      Status = "exists"      // is there already, made for the same time
 )
 
-// Good says that nothing went wrong.
+// Good says that there is something to restore from, or would be.
 func (s Status) Good() bool {
-	return s == StatusReady || s == StatusPlanned || s == StatusExists
+	return s == StatusReady || s == StatusPartial || s == StatusPlanned || s == StatusExists
 }
 
 // Entry is what a run did for one claim and tier.
@@ -85,8 +89,11 @@ type Result struct {
 
 // ExitCode is the truth about a run in one number.
 func (r Result) ExitCode() int {
-	good, bad := 0, 0
+	good, bad, lacking := 0, 0, 0
 	for _, e := range r.Entries {
+		if e.Status == StatusPartial {
+			lacking++
+		}
 		switch {
 		case !e.Status.Good():
 			bad++
@@ -102,6 +109,8 @@ func (r Result) ExitCode() int {
 		return ExitFailed
 	case bad > 0:
 		return ExitPartial
+	case lacking > 0:
+		return ExitLacking
 	}
 	return ExitOK
 }

@@ -22,12 +22,17 @@ const maxNumber = 100_000
 // A State says what has become of a snapshot.
 type State string
 
-// The states of a snapshot. Only a ready one can be restored from.
+// The states of a snapshot. Ready and partial ones can be restored from, but what a
+// partial one lacks is in none but an older or a later one.
 const (
 	Pending State = "pending"
 	Ready   State = "ready"
+	Partial State = "partial"
 	Failed  State = "failed"
 )
+
+// good says that a snapshot can be restored from.
+func (s State) good() bool { return s == Ready || s == Partial }
 
 // Item is a snapshot as retention sees it.
 type Item struct {
@@ -214,9 +219,10 @@ func (r Rule) String() string {
 // Keep divides the items, newest first, into what is kept and what is dropped.
 // Hours, days and so on are those of loc, or of UTC if it is nil.
 //
-// Only good (ready) ones count and are chosen by the rule. The newest good one
-// is kept whatever the rule says. A pending one is kept. A failed one is kept
-// until there is a newer good one. Dropping some or all of what is to be
+// Only good (ready or partial) ones count and are chosen by the rule. The newest
+// good one is kept whatever the rule says, and so is the newest one that is not
+// partial. A pending one is kept. A failed one is kept until there is a newer good
+// one. Dropping some or all of what is to be
 // dropped does not change what is kept.
 func (r Rule) Keep(items []Item, now time.Time, loc *time.Location) (keep, drop []Choice) {
 	if loc == nil {
@@ -229,7 +235,7 @@ func (r Rule) Keep(items []Item, now time.Time, loc *time.Location) (keep, drop 
 	slices.SortStableFunc(choices, newestFirst)
 	var good []*Choice
 	for i := range choices {
-		if choices[i].State == Ready {
+		if choices[i].State.good() {
 			good = append(good, &choices[i])
 		}
 	}
@@ -238,7 +244,7 @@ func (r Rule) Keep(items []Item, now time.Time, loc *time.Location) (keep, drop 
 		switch {
 		case c.State == Pending:
 			c.Reasons = []string{"not ready yet"}
-		case c.State == Ready:
+		case c.State.good():
 		case len(good) > 0 && c.Time.Before(good[0].Time):
 			c.Reasons = []string{"failed, and there is a newer good one"}
 			drop = append(drop, c)
@@ -304,6 +310,9 @@ func (r Rule) choose(good []*Choice, now time.Time, loc *time.Location) {
 	}
 	if len(good[0].Reasons) == 0 {
 		good[0].Reasons = []string{"the newest good one"}
+	}
+	if i := slices.IndexFunc(good, func(c *Choice) bool { return c.State == Ready }); i >= 0 && len(good[i].Reasons) == 0 {
+		good[i].Reasons = []string{"the newest complete one"}
 	}
 }
 

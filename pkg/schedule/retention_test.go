@@ -111,6 +111,11 @@ func TestKeep(t *testing.T) {
 		{"only good ones count", "keep-last=1", "UTC",
 			[]string{"2026-04-01 00:00", "2026-04-02 00:00", "failed 2026-04-03 00:00", "pending 2026-04-04 00:00", "failed 2026-04-01 12:00", "pending 2026-03-01 00:00"},
 			[]string{"pending 2026-04-04 00:00: not ready yet", "failed 2026-04-03 00:00: failed, and there is no newer good one", "2026-04-02 00:00: last", "pending 2026-03-01 00:00: not ready yet"}},
+		{"partial ones count, and the newest complete one stays", "keep-last=2", "UTC",
+			[]string{"2026-04-01 00:00", "2026-04-02 00:00", "partial 2026-04-03 00:00", "partial 2026-04-04 00:00", "partial 2026-04-05 00:00", "failed 2026-04-04 12:00"},
+			[]string{"partial 2026-04-05 00:00: last", "partial 2026-04-04 00:00: last", "2026-04-02 00:00: the newest complete one"}},
+		{"a partial one is the newest good one", "keep-last=1", "UTC",
+			[]string{"partial 2026-04-03 00:00", "partial 2026-04-02 00:00"}, []string{"partial 2026-04-03 00:00: last"}},
 		{"nothing is good", "keep-last=1", "UTC",
 			[]string{"failed 2026-04-03 00:00", "failed 2026-04-02 00:00"},
 			[]string{"failed 2026-04-03 00:00: failed, and there is no newer good one", "failed 2026-04-02 00:00: failed, and there is no newer good one"}},
@@ -123,7 +128,7 @@ func TestKeep(t *testing.T) {
 			for _, name := range tt.items {
 				item := Item{Name: name, State: Ready}
 				text := name
-				for _, s := range []State{Pending, Failed} {
+				for _, s := range []State{Pending, Partial, Failed} {
 					if rest, ok := strings.CutPrefix(name, string(s)+" "); ok {
 						item.State, text = s, rest
 					}
@@ -321,7 +326,7 @@ func (g generator) items(loc *time.Location) []Item {
 	now := starts[g.IntN(len(starts))].Add(time.Duration(g.IntN(3*24*60)) * time.Minute)
 	steps := []time.Duration{10 * time.Minute, time.Hour, 6 * time.Hour, 24 * time.Hour, 7 * 24 * time.Hour, 35 * 24 * time.Hour}
 	step := steps[g.IntN(len(steps))]
-	states := []State{Ready, Ready, Ready, Ready, Ready, Pending, Failed}
+	states := []State{Ready, Ready, Ready, Ready, Ready, Partial, Partial, Pending, Failed}
 	var items []Item
 	for i := range g.IntN(60) {
 		items = append(items, Item{fmt.Sprint("s", i), now.UTC(), states[g.IntN(len(states))]})
@@ -391,10 +396,12 @@ func TestKeepProperties(t *testing.T) {
 		if want := oracle(r, items, now, loc); !slices.Equal(names(keep), want) {
 			complain("kept %v, want %v", names(keep), want)
 		}
-		// Pending ones and the newest good one stay.
-		newest := slices.IndexFunc(keep, func(c Choice) bool { return c.State == Ready })
+		// Pending ones stay, and so do the newest good one and the newest complete one.
+		newest := slices.IndexFunc(keep, func(c Choice) bool { return c.State.good() })
+		complete := slices.IndexFunc(keep, func(c Choice) bool { return c.State == Ready })
 		for _, c := range drop {
-			if c.State == Pending || c.State == Ready && (newest < 0 || keep[newest].Time.Before(c.Time)) {
+			if c.State == Pending || c.State.good() && (newest < 0 || keep[newest].Time.Before(c.Time)) ||
+				c.State == Ready && (complete < 0 || keep[complete].Time.Before(c.Time)) {
 				complain("dropped %v", c)
 			}
 		}
@@ -454,9 +461,9 @@ func (g generator) more(r Rule) Rule {
 // nothing of the code that is tested.
 func oracle(r Rule, items []Item, now time.Time, loc *time.Location) (names []string) {
 	after := func(a, b Item) bool { return a.Time.After(b.Time) || a.Time.Equal(b.Time) && a.Name > b.Name }
-	newer := func(x Item, state State) (found []Item) {
+	newer := func(x Item, states ...State) (found []Item) {
 		for _, i := range items {
-			if i.State == state && after(i, x) {
+			if slices.Contains(states, i.State) && after(i, x) {
 				found = append(found, i)
 			}
 		}
@@ -464,7 +471,7 @@ func oracle(r Rule, items []Item, now time.Time, loc *time.Location) (names []st
 	}
 	older := func(x Item) bool {
 		for _, i := range items {
-			if i.State == Ready && after(x, i) {
+			if (i.State == Ready || i.State == Partial) && after(x, i) {
 				return true
 			}
 		}
@@ -494,7 +501,7 @@ func oracle(r Rule, items []Item, now time.Time, loc *time.Location) (names []st
 	keeps := func(x Item) bool {
 		for kind, n := range numbers {
 			before := map[string]bool{}
-			for _, i := range newer(x, Ready) {
+			for _, i := range newer(x, Ready, Partial) {
 				before[text[kind](i)] = true
 			}
 			room := n == All || len(before) < n
@@ -507,7 +514,7 @@ func oracle(r Rule, items []Item, now time.Time, loc *time.Location) (names []st
 		}
 		reference, found := now, false
 		for _, i := range items {
-			if i.State == Ready && !i.Time.After(now) && (!found || i.Time.After(reference)) {
+			if (i.State == Ready || i.State == Partial) && !i.Time.After(now) && (!found || i.Time.After(reference)) {
 				reference, found = i.Time, true
 			}
 		}
@@ -528,11 +535,11 @@ func oracle(r Rule, items []Item, now time.Time, loc *time.Location) (names []st
 		case Pending:
 			names = append(names, x.Name)
 		case Failed:
-			if !slices.ContainsFunc(items, func(i Item) bool { return i.State == Ready && i.Time.After(x.Time) }) {
+			if !slices.ContainsFunc(items, func(i Item) bool { return (i.State == Ready || i.State == Partial) && i.Time.After(x.Time) }) {
 				names = append(names, x.Name)
 			}
-		case Ready:
-			if len(newer(x, Ready)) == 0 || keeps(x) {
+		case Ready, Partial:
+			if len(newer(x, Ready, Partial)) == 0 || x.State == Ready && len(newer(x, Ready)) == 0 || keeps(x) {
 				names = append(names, x.Name)
 			}
 		}

@@ -171,7 +171,7 @@ func Run(ctx context.Context, cluster Cluster, o Options) (Result, error) {
 	for _, e := range all {
 		result.Entries = append(result.Entries, *e)
 	}
-	if ctx.Err() != nil && result.ExitCode() != ExitOK {
+	if code := result.ExitCode(); ctx.Err() != nil && code != ExitOK && code != ExitLacking {
 		return result, fmt.Errorf("schedule %s: %w", o.Schedule, context.Cause(ctx))
 	}
 	return result, nil
@@ -237,6 +237,9 @@ func (r *run) snapshot(ctx context.Context, e *Entry) {
 	switch {
 	case err == nil:
 		e.Status, e.uid = StatusReady, s.UID
+		if s.State == Partial {
+			e.Status, e.Message = StatusPartial, "it lacks files that could not be read; its event BackupIncomplete names them"
+		}
 		log.V(1).Info("Snapshot is ready", "seconds", e.Seconds)
 		return
 	case ctx.Err() == nil:
@@ -257,7 +260,7 @@ func (r *run) await(ctx context.Context, e *Entry) (Snapshot, error) {
 	for pause := firstPause; ctx.Err() == nil; pause = longer(pause) {
 		s, err := r.attempt(ctx, e, uid)
 		switch {
-		case err == nil && s.State == Ready:
+		case err == nil && s.State.good():
 			return s, nil
 		case err == nil:
 			uid = s.UID
@@ -377,9 +380,10 @@ func (r *run) retain(ctx context.Context, e *Entry) error {
 	switch {
 	case r.DryRun && own < 0:
 		items = append(items, Item{Name: e.Snapshot, Time: r.At, State: Ready})
-	case r.DryRun:
+	case r.DryRun && !items[own].State.good():
 		items[own].State = Ready
-	case own < 0 || items[own].State != Ready || found[e.Snapshot].UID != e.uid:
+	case r.DryRun:
+	case own < 0 || !items[own].State.good() || found[e.Snapshot].UID != e.uid:
 		return errors.New("the snapshot that was just ready is not among those of the schedule any more; nothing is dropped")
 	}
 	keep, drop := e.rule.Keep(items, r.Now(), r.Location)

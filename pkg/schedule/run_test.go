@@ -30,6 +30,8 @@ type fake struct {
 	readyAt   map[string]time.Time
 	// takes is how long a snapshot takes; by the series, or else the tier.
 	takes map[string]time.Duration
+	// lacks are the tiers whose snapshots become partial.
+	lacks []string
 	// fault is asked before each call, and may do anything. One that wraps
 	// errDone strikes Create and Delete after the work.
 	fault func(method, name string) error
@@ -112,8 +114,10 @@ func (f *fake) put(series Series, at time.Time, state State) *Snapshot {
 }
 
 func (f *fake) now(s *Snapshot) Snapshot {
-	if ready, ok := f.readyAt[s.Name]; ok && !time.Now().Before(ready) && s.State != Ready && !(s.State == Failed && !s.Retried) {
-		s.State, s.Message = Ready, ""
+	if ready, ok := f.readyAt[s.Name]; ok && !time.Now().Before(ready) && !s.State.good() && !(s.State == Failed && !s.Retried) {
+		if s.State, s.Message = Ready, ""; slices.Contains(f.lacks, s.Tier) {
+			s.State = Partial
+		}
 		f.active--
 	}
 	return *s
@@ -592,6 +596,38 @@ func TestFailureKeepsTheClaim(t *testing.T) {
 	})
 }
 
+// TestPartialBackup: backups that lack files have an exit code of their own, also when
+// the Job is tried again, and never push the last complete one out.
+func TestPartialBackup(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newFake(t, "a")
+		f.lacks = []string{"backup"}
+		complete := f.put(Series{"nightly", "a", "backup"}, one.AddDate(0, 0, -1), Ready).Name
+		f.put(Series{"nightly", "a", "backup"}, one.AddDate(0, 0, -2), Ready)
+		o := options(t, "class=snap,keep-last=1", "class=backup,keep-last=1")
+		for range 2 {
+			r := mustRun(t, f, o)
+			expect(t, r, ExitLacking, "a/snap ready", "a/backup partial")
+			if e := r.Entries[1]; !strings.Contains(e.Message, "BackupIncomplete") {
+				t.Errorf("it says %q", e.Message)
+			}
+		}
+		for range 3 {
+			o.At = o.At.AddDate(0, 0, 1)
+			expect(t, mustRun(t, f, o), ExitLacking, "a/snap ready", "a/backup partial")
+		}
+		if f.snapshots[complete] == nil || len(f.snapshots) != 3 {
+			t.Errorf("dropped %q", f.deleted)
+		}
+		f.lacks = nil
+		o.At = o.At.AddDate(0, 0, 1)
+		expect(t, mustRun(t, f, o), ExitOK, "a/snap ready", "a/backup ready")
+		if len(f.snapshots) != 2 {
+			t.Errorf("left of %d are %v", f.uids, slices.Collect(maps.Keys(f.snapshots)))
+		}
+	})
+}
+
 // A retry of an old run is not undone by its own retention.
 func TestOldRunKeepsItsOwn(t *testing.T) {
 	bubble(t, func(t *testing.T) {
@@ -761,12 +797,14 @@ a      backup  nightly-a-backup-20260412t0100z  failed  0        -     -        
 	}
 
 	ok, late, refused := Entry{Status: StatusReady}, Entry{Status: StatusLate}, Entry{Status: StatusReady, Retention: Retention{Error: "x"}}
+	lacks := Entry{Status: StatusPartial}
 	for _, tt := range []struct {
 		entries []Entry
 		code    int
 	}{
 		{[]Entry{ok}, ExitOK}, {[]Entry{ok, ok}, ExitOK}, {[]Entry{late}, ExitFailed}, {[]Entry{late, late}, ExitFailed},
 		{[]Entry{ok, late}, ExitPartial}, {[]Entry{refused}, ExitPartial}, {[]Entry{refused, ok}, ExitPartial}, {[]Entry{refused, late}, ExitPartial}, {nil, ExitFailed},
+		{[]Entry{lacks}, ExitLacking}, {[]Entry{ok, lacks}, ExitLacking}, {[]Entry{lacks, late}, ExitPartial}, {[]Entry{refused, lacks}, ExitPartial},
 	} {
 		if got := (Result{Entries: tt.entries}).ExitCode(); got != tt.code {
 			t.Errorf("%+v: exit code %d, want %d", tt.entries, got, tt.code)

@@ -84,14 +84,15 @@ func TestMessage(t *testing.T) {
 	long := strings.Repeat("é\x00\"", 20000)
 	for _, r := range []mover.Result{
 		{}, {Error: "short", Reason: mover.ReasonSource}, {Error: long, Reason: mover.ReasonSource},
-		{Snapshot: strings.Repeat("a", 64), Backup: &restic.BackupSummary{TotalFiles: 1 << 60}, Incomplete: slices.Repeat([]string{long[:500]}, 100)},
+		{Snapshot: strings.Repeat("a", 64), Backup: &restic.BackupSummary{TotalFiles: 1 << 60}, Partial: true, Incomplete: slices.Repeat([]string{long[:500]}, 100)},
+		{Partial: true, Incomplete: []string{long}},
 	} {
 		text := message(r)
 		var got mover.Result
 		if err := json.Unmarshal(text, &got); err != nil || len(text) > maxMessage {
 			t.Errorf("%d bytes, %v", len(text), err)
 		}
-		if got.Reason != r.Reason || got.Snapshot != r.Snapshot || (got.Error == "") != (r.Error == "") || (got.Backup == nil) != (r.Backup == nil) {
+		if got.Reason != r.Reason || got.Snapshot != r.Snapshot || got.Partial != r.Partial || (got.Error == "") != (r.Error == "") || (got.Backup == nil) != (r.Backup == nil) {
 			t.Errorf("%.60s became %.60s", r.Error, got.Error)
 		}
 		if len(r.Error) > maxMessage && len(got.Error) < 300 {

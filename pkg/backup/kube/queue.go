@@ -73,14 +73,24 @@ type entry struct {
 	running bool
 }
 
-// tenant is whom a job is for: the namespace of the claim that is backed up; all
-// restores together are one. Tenants take turns.
-func (e entry) tenant() string {
-	if b := e.rec.Job.Task.Backup; b != nil {
-		name, _, _ := strings.Cut(b.Host, "/")
-		return name
+// tenant is whom a job is for: the namespace that asked for it, or, where that is not
+// known, the one whose claim is backed up.
+type tenant struct {
+	restore   bool // backups of a namespace do not set back its restores
+	namespace string
+}
+
+// tenant is who takes turns with others.
+func (e entry) tenant() tenant {
+	job := e.rec.Job
+	t := tenant{restore: job.Task.Restore != nil}
+	switch b := job.Task.Backup; {
+	case len(job.About) > 0:
+		t.namespace = job.About[0].Namespace
+	case b != nil:
+		t.namespace, _, _ = strings.Cut(b.Host, "/")
 	}
-	return ""
+	return t
 }
 
 // next returns those that may run now. Tenants take turns: who has less that runs or
@@ -97,7 +107,7 @@ func next(queue []entry, limit, each int) []*record {
 		restore    bool
 		repository string
 	}
-	total, of, making, turns := map[kind]int{}, map[counted]int{}, map[string]bool{}, map[string]int{}
+	total, of, making, turns := map[kind]int{}, map[counted]int{}, map[string]bool{}, map[tenant]int{}
 	count := func(e entry) {
 		task := e.rec.Job.Task
 		total[kindOf(task)]++
@@ -133,10 +143,16 @@ func next(queue []entry, limit, each int) []*record {
 	return chosen
 }
 
-// admit lets those run whose turn it is.
+// admit lets those run whose turn it is. Of many that ask at once, one looks for all
+// who have asked before it.
 func (r *Runner) admit(ctx context.Context) error {
+	asked := r.asked.Add(1)
 	r.admitting.Lock() // two that look at once could let two make one repository
 	defer r.admitting.Unlock()
+	if asked <= r.admitted {
+		return nil
+	}
+	r.admitted = r.asked.Load()
 	s, err := r.survey(ctx)
 	if err != nil {
 		return err

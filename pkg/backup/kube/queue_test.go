@@ -15,8 +15,8 @@ import (
 
 func TestNext(t *testing.T) {
 	// An entry is NAMESPACE/ID@REPOSITORY, with + if it runs, ! if its repository
-	// may not be there yet; a restore has no namespace. They were asked for in
-	// this order.
+	// may not be there yet, and < if it is a restore. They were asked for in this
+	// order.
 	for _, test := range []struct {
 		queue string
 		limit int
@@ -29,29 +29,43 @@ func TestNext(t *testing.T) {
 		// Whoever has little goes before whoever has much.
 		{"a/1@r a/2@r a/3@r b/4@r", 2, 9, "1 4"},
 		{"a/1@r+ a/2@r b/3@r", 2, 9, "3"},
-		{"a/1@r+ a/2@r /3@r", 2, 9, "3 2"},
+		{"a/1@r+ a/2@r c/3@r<", 2, 9, "3 2"},
 		// A full repository holds nobody else up.
 		{"a/1@r+ a/2@r a/3@s", 9, 1, "3"},
 		{"a/1@r a/2@r a/3@s", 9, 1, "1 3"},
 		// Restores wait for no backup.
-		{"a/1@r+ a/2@r+ a/3@r /4@r /5@r", 2, 2, "4 5"},
-		{"a/1@r+ /2@r+ /3@r /4@s a/5@r", 2, 1, "4"},
+		{"a/1@r+ a/2@r+ a/3@r a/4@r< a/5@r<", 2, 2, "4 5"},
+		{"a/1@r+ a/2@r<+ a/3@r< a/4@s< a/5@r", 2, 1, "4"},
+		// They take turns too, whatever else is done for a namespace, and one whose
+		// namespace is not known is of one of its own.
+		{"a/1@r< a/2@r< a/3@r< b/4@r<", 2, 9, "1 4"},
+		{"a/1@r<+ a/2@r< b/3@r<", 2, 9, "3"},
+		{"b/1@r+ b/2@r+ a/3@r< a/4@r< b/5@r<", 2, 9, "3 5"},
+		{"a/1@r< a/2@r< /3@r< /4@r<", 3, 9, "1 3 2"},
 		// One makes the repository, and the others come then.
 		{"a/1@r! b/2@r! c/3@s!", 9, 9, "1 3"},
 		{"a/1@r!+ b/2@r! c/3@r", 9, 9, "3"},
 		// Those of namespaces do not hold up the administrator's.
-		{"a/1@@a+ b/2@@b+ a/3@@a a/4@r /5@@a /6@r", 2, 2, "5 6 4"},
+		{"a/1@@a+ b/2@@b+ a/3@@a a/4@r a/5@@a< c/6@r<", 2, 2, "5 6 4"},
 	} {
 		var queue []entry
 		for i, text := range strings.Fields(test.queue) {
-			bare := strings.TrimRight(text, "+!")
+			bare := strings.TrimRight(text, "+!<")
 			name, repository, _ := strings.Cut(bare, "@")
-			host, id, _ := strings.Cut(name, "/")
-			task := mover.Task{ID: id, Repository: repository, Made: !strings.Contains(text, "!")}
-			if task.Backup = (&mover.Backup{Host: host + "/claim"}); host == "" {
-				task.Backup, task.Restore = nil, &mover.Restore{}
+			namespace, id, _ := strings.Cut(name, "/")
+			job := backup.Job{Task: mover.Task{ID: id, Repository: repository, Made: !strings.Contains(text, "!")}}
+			switch restores := strings.Contains(text, "<"); {
+			case !restores && i%2 == 0: // a sidecar that does not say what for
+				job.Task.Backup = &mover.Backup{Host: namespace + "/claim"}
+			case !restores:
+				job.Task.Backup = &mover.Backup{Host: "else/claim"}
+			default:
+				job.Task.Restore = &mover.Restore{}
 			}
-			queue = append(queue, entry{&record{Job: backup.Job{Task: task}, Started: time.Unix(int64(i), 0)}, strings.Contains(text, "+")})
+			if namespace != "" && (job.Task.Restore != nil || i%2 == 1) {
+				job.About = []backup.Object{{Namespace: namespace}, {Namespace: "else"}}
+			}
+			queue = append(queue, entry{&record{Job: job, Started: time.Unix(int64(i), 0)}, strings.Contains(text, "+")})
 		}
 		var got []string
 		for _, rec := range next(queue, test.limit, test.each) {

@@ -23,6 +23,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	batchv1 "k8s.io/api/batch/v1"
@@ -39,8 +40,10 @@ import (
 
 const (
 	// claimAge is how long a claim counts as being asked about.
-	claimAge  = 30 * time.Second
-	pollEvery = 200 * time.Millisecond
+	claimAge = 30 * time.Second
+	// firstPause is that between two looks whether objects are gone. Each is twice as
+	// long as the last, up to lastPause.
+	firstPause, lastPause = 200 * time.Millisecond, 2 * time.Second
 	// unlockTimeout bounds what is asked of a repository after a mover's death.
 	unlockTimeout = 30 * time.Second
 )
@@ -75,7 +78,9 @@ type Runner struct {
 	Now  func() time.Time
 
 	admitting sync.Mutex
-	heard     sync.Map // how far movers are: a restic.Progress by the UID of each pod
+	asked     atomic.Int64 // how often it was asked for
+	admitted  int64        // and how many of these a look was for, under admitting
+	heard     sync.Map     // how far movers are: a restic.Progress by the UID of each pod
 }
 
 var _ backup.Runner = (*Runner)(nil)
@@ -296,7 +301,7 @@ func (r *Runner) gone(ctx context.Context, name string) error {
 	if err := r.unmake(ctx, name); err != nil {
 		return err
 	}
-	for {
+	for pause := firstPause; ; pause = min(2*pause, lastPause) {
 		left, err := r.left(ctx, name)
 		if err != nil || left == "" {
 			return err
@@ -304,7 +309,7 @@ func (r *Runner) gone(ctx context.Context, name string) error {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("%s has been told to go, and there is still %s: %w", name, left, backend.ErrPending)
-		case <-time.After(pollEvery):
+		case <-time.After(pause):
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
@@ -158,14 +159,31 @@ func read(v *snapshotv1.VolumeSnapshot) schedule.Snapshot {
 	switch {
 	case v.Status.ReadyToUse != nil && *v.Status.ReadyToUse:
 		s.State = schedule.Ready
+		if v.Annotations[schedule.PartialKey] == "true" {
+			s.State = schedule.Partial
+		}
 	case v.Status.Error != nil:
-		// The snapshotter goes on trying.
-		s.State, s.Retried = schedule.Failed, true
 		if m := v.Status.Error.Message; m != nil {
 			s.Message = *m
 		}
+		if !goesOn(v.Status, s.Message) {
+			// The snapshotter goes on trying.
+			s.State, s.Retried = schedule.Failed, true
+		}
 	}
 	return s
+}
+
+// goesOn says whether work may be going on for a snapshot that is not ready and has an
+// error. The error stays after what it tells of is over, until the snapshot is ready
+// (csi-snapshotter v8.7.0, updateSnapshotContentStatus). So of one that was begun, and
+// has a time of creation by that, it only counts if it is the one that a driver gives
+// up with; of another one, if it does not say that the work goes on.
+func goesOn(status *snapshotv1.VolumeSnapshotStatus, message string) bool {
+	if status.CreationTime != nil {
+		return !strings.Contains(message, "code = FailedPrecondition")
+	}
+	return strings.Contains(message, "code = Aborted") || strings.Contains(message, "code = DeadlineExceeded")
 }
 
 // Job returns the Job that a pod runs for. schedule.ErrNotFound if it runs for

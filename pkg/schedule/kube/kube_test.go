@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"strings"
 	"testing"
@@ -103,6 +104,47 @@ func TestFailed(t *testing.T) {
 	}
 	if _, err := n.Create(t.Context(), s); !errors.Is(err, schedule.ErrExists) {
 		t.Errorf("made twice: %v", err)
+	}
+}
+
+// TestGoesOn: a backup that runs keeps the error of a call that has passed, and is
+// pending all the same.
+func TestGoesOn(t *testing.T) {
+	const frame = `Failed to check and update snapshot content: failed to take snapshot of the volume local/x: "rpc error: code = %s desc = ..."`
+	for _, test := range []struct {
+		begun bool
+		code  string
+		want  schedule.State
+	}{
+		{true, "Unavailable", schedule.Pending}, {true, "Aborted", schedule.Pending}, {true, "InvalidArgument", schedule.Pending},
+		{true, "FailedPrecondition", schedule.Failed},
+		{false, "Unavailable", schedule.Failed}, {false, "InvalidArgument", schedule.Failed}, {false, "FailedPrecondition", schedule.Failed},
+		{false, "Aborted", schedule.Pending}, {false, "DeadlineExceeded", schedule.Pending},
+	} {
+		message, no := fmt.Sprintf(frame, test.code), false
+		v := &snapshotv1.VolumeSnapshot{Status: &snapshotv1.VolumeSnapshotStatus{ReadyToUse: &no, Error: &snapshotv1.VolumeSnapshotError{Message: &message}}}
+		if test.begun {
+			v.Status.CreationTime = &metav1.Time{Time: time.Unix(1e9, 0)}
+		}
+		if s := read(v); s.State != test.want || s.Message != message || s.Retried != (test.want == schedule.Failed) {
+			t.Errorf("%+v: %+v", test, s)
+		}
+	}
+}
+
+// TestPartial: what the driver has said of a backup that lacks files is seen, once it is ready.
+func TestPartial(t *testing.T) {
+	yes, no := true, false
+	for _, test := range []struct {
+		ready *bool
+		value string
+		want  schedule.State
+	}{{&yes, "true", schedule.Partial}, {&yes, "", schedule.Ready}, {&no, "true", schedule.Pending}} {
+		v := &snapshotv1.VolumeSnapshot{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{schedule.PartialKey: test.value}},
+			Status: &snapshotv1.VolumeSnapshotStatus{ReadyToUse: test.ready}}
+		if s := read(v); s.State != test.want {
+			t.Errorf("%v, %q: %s", *test.ready, test.value, s.State)
+		}
 	}
 }
 
