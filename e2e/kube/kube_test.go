@@ -248,7 +248,7 @@ func (c *cluster) chart(dir string, more map[string]any) {
 		"image":          map[string]any{"repository": "abaca", "tag": "e2e"},
 		"kubeletDir":     filepath.Join(c.dir, "cluster/kubelet"),
 		"state":          map[string]any{"hostPath": data},
-		"backends":       []any{map[string]any{"name": "local", "local": map[string]any{"node": node, "size": "8Gi"}}},
+		"backends":       []any{map[string]any{"name": "local", "local": map[string]any{"node": node, "size": "10Gi"}}},
 		"repositories":   []any{map[string]any{"name": "offsite", "secretName": "offsite"}},
 		"storageClasses": []any{map[string]any{"name": "abaca"}},
 		"movers":         c.movers(nil),
