@@ -20,7 +20,7 @@ var (
 	descEnded   = prometheus.NewDesc("abaca_mover_ended_total", "Movers that have ended, by how.",
 		[]string{"kind", "repository", "result"}, nil)
 	descUnfinished = prometheus.NewDesc("abaca_backup_unfinished",
-		"Backups that are not ready: they run, wait for their next attempt after one that failed, or have failed for good.",
+		"Backups that are not ready: they run for the first time, run again or wait for their next attempt after one that failed, or have failed for good.",
 		[]string{"repository", "state"}, nil)
 
 	volumeLabels = []string{"repository", "volume", "claim"}
@@ -31,9 +31,10 @@ var (
 	descAdded    = prometheus.NewDesc("abaca_backup_last_added_bytes", "Bytes by which the repository grew with the newest backup of a volume.", volumeLabels, nil)
 	descInIt     = prometheus.NewDesc("abaca_backup_last_files", "Files in the newest backup of a volume.", volumeLabels, nil)
 	descRead     = prometheus.NewDesc("abaca_backup_last_read_files", "Files that were new or changed in the newest backup of a volume, and so were read.", volumeLabels, nil)
-	descFailed   = prometheus.NewDesc("abaca_backup_last_failed", "1 if the last attempt to back a volume up has failed, and 0 if not.", volumeLabels, nil)
+	descFailed   = prometheus.NewDesc("abaca_backup_last_failed", "1 if an attempt to back a volume up has failed and no later one has succeeded, and 0 if not.", volumeLabels, nil)
 
 	repositoryLabels = []string{"repository"}
+	descUp           = prometheus.NewDesc("abaca_repository_up", "1 if a repository could be listed when that was last tried, and 0 if not.", repositoryLabels, nil)
 	descListed       = prometheus.NewDesc("abaca_repository_last_listed_timestamp_seconds", "When a repository was last seen.", repositoryLabels, nil)
 	descBackups      = prometheus.NewDesc("abaca_repository_backups", "Backups in a repository.", repositoryLabels, nil)
 	descSize         = prometheus.NewDesc("abaca_repository_size_bytes", "What the snapshots took in a repository after its last maintenance.", repositoryLabels, nil)
@@ -47,7 +48,7 @@ var (
 
 	allDescs = []*prometheus.Desc{descMoved, descToMove, descFiles, descAll, descRate, descEnded, descUnfinished,
 		descSuccess, descDuration, descBytes, descAdded, descInIt, descRead, descFailed,
-		descListed, descBackups, descSize, descMaintained, descChecked, descPruned, descDamaged, descCoverage, descOldest}
+		descUp, descListed, descBackups, descSize, descMaintained, descChecked, descPruned, descDamaged, descCoverage, descOldest}
 )
 
 // Kind is what a task does: "backup" or "restore".
@@ -110,9 +111,12 @@ func (e *Engine) Collect(ch chan<- prometheus.Metric) {
 		}
 		e.collectRepository(gauge, repository, l)
 	}
+	for repository, is := range e.up {
+		gauge(descUp, number(is), repository)
+	}
 	failed := map[volumeKey]bool{}
 	for _, st := range jobs {
-		if b := st.backup(); st.Job.Task.Backup != nil && st.Phase == Failed {
+		if b := st.backup(); st.Job.Task.Backup != nil && failing(st) {
 			last := newest[keyOf(b)]
 			failed[keyOf(b)] = failed[keyOf(b)] || last == nil || last.CreatedAt.Before(b.CreatedAt)
 		}
@@ -179,9 +183,26 @@ func number(is bool) float64 {
 	return 0
 }
 
+// failing says whether an attempt of a job has failed and none has succeeded: also while
+// the next one waits or runs. One that was interrupted for the first time, as when a
+// node is drained, has not failed.
+func failing(st *Status) bool {
+	switch n := st.Job.Attempt; st.Phase {
+	case Running:
+		return n > 2 || n == 2 && !st.Job.Task.Recover
+	case Interrupted:
+		return n > 1
+	case Failed:
+		return true
+	}
+	return false
+}
+
 // stateOf is what abaca_backup_unfinished counts by; empty for a success.
 func stateOf(st *Status) string {
 	switch {
+	case st.Phase == Running && failing(st):
+		return "retrying"
 	case st.Phase == Running:
 		return "running"
 	case st.Phase == Failed && st.Result.Reason.Lasting():
