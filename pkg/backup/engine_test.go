@@ -8,7 +8,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/go-logr/logr/funcr"
+	"k8s.io/klog/v2"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
 	"github.com/abaca-csi/abaca/pkg/backend/memory"
@@ -594,6 +598,32 @@ func TestDelete(t *testing.T) {
 	if err := b.Delete(t.Context(), "gone", "two"); !errors.Is(err, backend.ErrInUse) {
 		t.Errorf("in a repository that is not configured: %v", err)
 	}
+}
+
+// TestEachErrorIsSaidOnce: what is wrong with a job is logged once, and again if it is of
+// another job with the same id: what is gone is not remembered.
+func TestEachErrorIsSaidOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		b.Tick = time.Second
+		var said int
+		log := funcr.New(func(_, args string) { said += strings.Count(args, "Backup is not done") }, funcr.Options{})
+		ctx, cancel := context.WithCancel(klog.NewContext(t.Context(), log))
+		go b.Run(ctx)
+		for want := 1; want <= 2; want++ {
+			b.runner.jobs["one"] = &Status{Phase: "unheard of", Job: Job{Task: mover.Task{ID: "one", Backup: &mover.Backup{}}}}
+			time.Sleep(3500 * time.Millisecond)
+			synctest.Wait()
+			if said != want {
+				t.Errorf("said %d times, want %d", said, want)
+			}
+			delete(b.runner.jobs, "one")
+			time.Sleep(2 * time.Second)
+			synctest.Wait()
+		}
+		cancel()
+		synctest.Wait()
+	})
 }
 
 func TestRunFinishesWhatNobodyAsksFor(t *testing.T) {
