@@ -42,6 +42,7 @@ type world struct {
 	stop       context.CancelFunc
 
 	down      error // of every request to the repository
+	unread    error // of what maintenance has left there
 	damaged   bool
 	busy      bool // the repository cannot be had alone
 	snapshots []restic.Snapshot
@@ -198,7 +199,9 @@ func (w *world) Open(_ context.Context, name string) (restic.Client, error) {
 func (w *world) Snapshots(context.Context, ...string) ([]restic.Snapshot, error) {
 	return w.snapshots, w.down
 }
-func (w *world) Dump(context.Context, string, string) ([]byte, error)       { return w.record, w.down }
+func (w *world) Dump(context.Context, string, string) ([]byte, error) {
+	return w.record, cmp.Or(w.down, w.unread)
+}
 func (w *world) Size(context.Context) (int64, error)                        { return 1 << 30, nil }
 func (w *world) Unlock(context.Context) error                               { return nil }
 func (w *world) Forget(context.Context, time.Duration, ...string) error     { return nil }
@@ -366,7 +369,20 @@ var alertCases = []struct {
 		w.days(1, true, true, true)
 		w.damaged = false
 		w.days(1, true, true, true)
-	}, fires: map[string][2]time.Duration{"AbacaRepositoryDamaged": {day + 65*time.Minute, 2*day + 65*time.Minute}}},
+	}, fires: map[string][2]time.Duration{"AbacaRepositoryDamaged": {day + 80*time.Minute, 2*day + 65*time.Minute}}},
+	{name: "what a check has found cannot be read", step: 5 * time.Minute, run: func(w *world) {
+		w.days(1, true, true, true)
+		w.unread = errors.New("the pack is damaged")
+		w.restart()
+		w.pass(time.Hour)
+	}, fires: map[string][2]time.Duration{"AbacaRepositoryDamaged": {day + 20*time.Minute}}},
+	{name: "what a check has found cannot be read for a moment", step: time.Minute, run: func(w *world) {
+		w.maintain(true, true)
+		w.unread = errors.New("a connection was reset")
+		w.pass(5 * time.Minute)
+		w.unread = nil
+		w.pass(time.Hour)
+	}, near: []string{"AbacaRepositoryDamaged"}},
 	{name: "nobody maintains any more", step: time.Hour, run: func(w *world) {
 		w.days(3, true, true, true)
 		w.days(9, true, false, false)

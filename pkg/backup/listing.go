@@ -26,9 +26,11 @@ type listing struct {
 	stale   bool      // something is known to have changed since
 	backups []*Backup
 	held    time.Time // until when maintenance holds new backups back
-	// care is what maintenance has left, read from the snapshot careID.
+	// care is what maintenance has left, read from the snapshot careID; unread says that
+	// there is a newer one, which cannot be read.
 	care   *maintain.Record
 	careID string
+	unread bool
 }
 
 // Find returns one backup. ErrNotFound when there is none.
@@ -160,13 +162,14 @@ func (e *Engine) list(ctx context.Context, repository string, age time.Duration)
 	case err != nil && !errors.Is(err, restic.ErrNoRepository):
 		return nil, repositoryError(asked, repository, err)
 	}
-	care, careID := l.care, maintain.LatestID(snapshots)
+	care, careID, unread := l.care, maintain.LatestID(snapshots), false
 	if careID != l.careID {
 		read, err := maintain.Latest(ctx, repo, snapshots)
-		if err != nil {
+		if unread = err != nil; unread {
 			klog.FromContext(ctx).Error(err, "What maintenance has left cannot be read", "repository", repository)
 			careID = l.careID // the next listing tries again
-		} else {
+		}
+		if !unread || care == nil {
 			care = read
 		}
 	}
@@ -192,7 +195,7 @@ func (e *Engine) list(ctx context.Context, repository string, age time.Duration)
 	if learned != e.learned {
 		return backups, nil // it may lack what was learned while restic listed
 	}
-	e.listings[repository] = listing{at: at, backups: backups, held: mover.Held(snapshots, at), care: care, careID: careID}
+	e.listings[repository] = listing{at: at, backups: backups, held: mover.Held(snapshots, at), care: care, careID: careID, unread: unread}
 	return backups, nil
 }
 

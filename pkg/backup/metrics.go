@@ -41,7 +41,7 @@ var (
 	descMaintained   = prometheus.NewDesc("abaca_repository_last_maintenance_timestamp_seconds", "When the last maintenance of a repository ended, however it did.", repositoryLabels, nil)
 	descChecked      = prometheus.NewDesc("abaca_repository_last_check_timestamp_seconds", "When the last check of a repository ended that found nothing.", repositoryLabels, nil)
 	descPruned       = prometheus.NewDesc("abaca_repository_last_prune_timestamp_seconds", "When a repository was last pruned.", repositoryLabels, nil)
-	descDamaged      = prometheus.NewDesc("abaca_repository_damaged", "1 if the last check of a repository has found damage, and 0 if not.", repositoryLabels, nil)
+	descDamaged      = prometheus.NewDesc("abaca_repository_damaged", "1 if the last check of a repository has found damage, or what it has found cannot be read, and 0 if not.", repositoryLabels, nil)
 	descCoverage     = prometheus.NewDesc("abaca_repository_read_ratio", "Share of a repository, from 0 to 1, that was read within the stated number of days.", repositoryLabels, nil)
 	descOldest       = prometheus.NewDesc("abaca_repository_oldest_read_timestamp_seconds",
 		"When the part of a repository was last read that was read the longest ago; not before all was read once.", repositoryLabels, nil)
@@ -160,13 +160,13 @@ func (e *Engine) collectRepository(gauge func(*prometheus.Desc, float64, ...stri
 	}
 	when(descListed, l.at)
 	gauge(descBackups, float64(len(l.backups)), repository)
-	if l.care == nil || l.careID == "" {
+	if l.care == nil || l.careID == "" && !l.unread {
 		return
 	}
 	when(descMaintained, l.care.Ended)
 	when(descChecked, l.care.Checked)
 	when(descPruned, l.care.Pruned)
-	gauge(descDamaged, number(l.care.Damaged != ""), repository)
+	gauge(descDamaged, number(l.care.Damaged != "" || l.unread), repository)
 	if l.care.Size > 0 {
 		gauge(descSize, float64(l.care.Size), repository)
 	}

@@ -119,6 +119,8 @@ var mutations = []mutation{
 		"context.WithTimeout(ctx, lookTimeout) // the others", "context.WithTimeout(ctx, time.Hour) // the others", "./pkg/backup", "TestOneStuckJobKeepsNoOther"},
 	{"what fails for good leaves nothing", "pkg/csi/restore.go",
 		"if err != nil && final(err) {", "if false {", "./pkg/csi", "TestFinalErrors"},
+	{"what may have been damaged is not pruned, and its record not replaced", "pkg/maintain/run.go",
+		"if r.record, err = Latest(working, repo, snapshots); err != nil {", "if r.record, err = Latest(working, repo, snapshots); false {", "./pkg/maintain", "TestUnreadRecord"},
 	{"a backup that fails again and again is told", "pkg/backup/metrics.go",
 		"return n > 2 || n == 2 && !st.Job.Task.Recover", "return n < 0", "./deploy", "TestAlerts"},
 	{"a repository that cannot be reached is told after a restart too", "pkg/backup/listing.go",
