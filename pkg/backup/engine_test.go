@@ -600,6 +600,19 @@ func TestDelete(t *testing.T) {
 	}
 }
 
+// TestEndings: what abaca_mover_ended_total counts; a backup that lacks files is no success
+// like the others.
+func TestEndings(t *testing.T) {
+	for want, st := range map[string]*Status{
+		"succeeded": {Phase: Succeeded}, "partial": {Phase: Succeeded, Result: mover.Result{Incomplete: []string{"/a"}}},
+		"no-space": {Phase: Failed, Result: mover.Result{Reason: mover.ReasonNoSpace}},
+	} {
+		if got := endingOf(st); got.result != want {
+			t.Errorf("%q, want %q", got.result, want)
+		}
+	}
+}
+
 // TestEachErrorIsSaidOnce: what is wrong with a job is logged once, and again if it is of
 // another job with the same id: what is gone is not remembered.
 func TestEachErrorIsSaidOnce(t *testing.T) {

@@ -218,6 +218,9 @@ type ending struct{ kind, repository, result string }
 
 func endingOf(st *Status) ending {
 	result := "succeeded"
+	if len(st.Result.Incomplete) > 0 {
+		result = "partial"
+	}
 	if st.Phase == Failed {
 		result = string(st.Result.Reason)
 	}
