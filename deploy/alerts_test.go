@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -37,6 +38,10 @@ type world struct {
 	scrapes       int
 	series        map[string]*recorded
 
+	// mu is held by whatever the engine asks. What happens to the world meanwhile is done
+	// while the engine sleeps, and told to it by mu.
+	mu sync.Mutex
+
 	controller *prometheus.Registry // nil while there is none
 	pod        int
 	stop       context.CancelFunc
@@ -54,7 +59,7 @@ type world struct {
 	claim           bool
 	free            float64 // share of the claim's volume
 	requests, fails float64 // per second, of the API of a storage system
-	status          string  // with which they fail
+	answer          string  // with which they fail
 	made, failed    float64
 }
 
@@ -98,6 +103,9 @@ func (w *world) restart() {
 // pass is time that passes, and Prometheus scrapes.
 func (w *world) pass(d time.Duration) {
 	for range d / w.step {
+		w.mu.Lock()
+		//lint:ignore SA2001 the engine sees what was done before
+		w.mu.Unlock()
 		time.Sleep(w.step)
 		synctest.Wait()
 		w.scrape()
@@ -126,7 +134,7 @@ func (w *world) scrape() {
 	w.made += w.requests * w.step.Seconds()
 	w.failed += w.fails * w.step.Seconds()
 	w.add("abaca_backend_call_seconds_count", w.made, pod, "backend", "manila", "call", "GET shares/{id}", "status", "200")
-	w.add("abaca_backend_call_seconds_count", w.failed, pod, "backend", "manila", "call", "GET shares/{id}", "status", cmp.Or(w.status, "503"))
+	w.add("abaca_backend_call_seconds_count", w.failed, pod, "backend", "manila", "call", "GET shares/{id}", "status", cmp.Or(w.answer, "503"))
 	if w.claim {
 		of := map[string]string{"namespace": "shop", "persistentvolumeclaim": "data"}
 		w.add("kube_persistentvolumeclaim_info", 1, of, "storageclass", "fast")
@@ -197,9 +205,13 @@ func (w *world) Open(_ context.Context, name string) (restic.Client, error) {
 }
 
 func (w *world) Snapshots(context.Context, ...string) ([]restic.Snapshot, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	return w.snapshots, w.down
 }
 func (w *world) Dump(context.Context, string, string) ([]byte, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	return w.record, cmp.Or(w.down, w.unread)
 }
 func (w *world) Size(context.Context) (int64, error)                        { return 1 << 30, nil }
@@ -232,11 +244,19 @@ func (w *world) Start(ctx context.Context, job backup.Job, may func(context.Cont
 	if err := may(ctx); err != nil {
 		return err
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.jobs[job.Task.ID] = &backup.Status{Job: job, Phase: backup.Running, Started: time.Now()}
 	return nil
 }
 
 func (w *world) Status(_ context.Context, id string) (*backup.Status, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.status(id)
+}
+
+func (w *world) status(id string) (*backup.Status, error) {
 	st := w.jobs[id]
 	if st == nil {
 		return nil, fmt.Errorf("job %s: %w", id, backend.ErrNotFound)
@@ -256,17 +276,25 @@ func (w *world) Status(_ context.Context, id string) (*backup.Status, error) {
 	return &copied, nil
 }
 
-func (w *world) Jobs(ctx context.Context) (all []*backup.Status, err error) {
+func (w *world) Jobs(context.Context) (all []*backup.Status, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	for _, id := range slices.Sorted(maps.Keys(w.jobs)) {
-		st, _ := w.Status(ctx, id)
+		st, _ := w.status(id)
 		all = append(all, st)
 	}
 	return all, nil
 }
 
-func (w *world) Stop(context.Context, string) error        { return nil }
-func (w *world) Release(context.Context, string) error     { return nil }
-func (w *world) Remove(_ context.Context, id string) error { delete(w.jobs, id); return nil }
+func (w *world) Stop(context.Context, string) error    { return nil }
+func (w *world) Release(context.Context, string) error { return nil }
+func (w *world) Remove(_ context.Context, id string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.jobs, id)
+	return nil
+}
+
 func (w *world) always(lasts time.Duration, ends backup.Phase) {
 	w.fate = func(int) (time.Duration, backup.Phase) { return lasts, ends }
 }
@@ -410,7 +438,7 @@ var alertCases = []struct {
 		w.pass(time.Hour)
 	}, fires: map[string][2]time.Duration{"AbacaBackendErrors": {16 * time.Minute}}},
 	{name: "a storage system says no", step: time.Minute, run: func(w *world) {
-		w.fails, w.status = 10, "404"
+		w.fails, w.answer = 10, "404"
 		w.pass(time.Hour)
 	}, near: []string{"AbacaBackendErrors"}},
 	{name: "the controller is gone", step: time.Minute, run: func(w *world) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -613,24 +614,47 @@ func TestEndings(t *testing.T) {
 	}
 }
 
+// guarded is a runner whose jobs a test changes while Run looks.
+type guarded struct {
+	*fakeRunner
+	mu sync.Mutex
+}
+
+func (g *guarded) Jobs(ctx context.Context) ([]*Status, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.fakeRunner.Jobs(ctx)
+}
+
+func (g *guarded) Status(ctx context.Context, id string) (*Status, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.fakeRunner.Status(ctx, id)
+}
+
 // TestEachErrorIsSaidOnce: what is wrong with a job is logged once, and again if it is of
 // another job with the same id: what is gone is not remembered.
 func TestEachErrorIsSaidOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t)
-		b.Tick = time.Second
+		g := &guarded{fakeRunner: b.runner}
+		b.Tick, b.Runner = time.Second, g
 		var said int
 		log := funcr.New(func(_, args string) { said += strings.Count(args, "Backup is not done") }, funcr.Options{})
 		ctx, cancel := context.WithCancel(klog.NewContext(t.Context(), log))
 		go b.Run(ctx)
 		for want := 1; want <= 2; want++ {
+			g.mu.Lock()
 			b.runner.jobs["one"] = &Status{Phase: "unheard of", Job: Job{Task: mover.Task{ID: "one", Backup: &mover.Backup{}}}}
+			g.mu.Unlock()
 			time.Sleep(3500 * time.Millisecond)
 			synctest.Wait()
 			if said != want {
 				t.Errorf("said %d times, want %d", said, want)
 			}
+			g.mu.Lock()
 			delete(b.runner.jobs, "one")
+			g.mu.Unlock()
 			time.Sleep(2 * time.Second)
 			synctest.Wait()
 		}
