@@ -235,6 +235,8 @@ func (w *world) Check(context.Context, restic.CheckRequest) error {
 
 func (w *world) Backup(_ context.Context, r restic.BackupRequest, _ func(restic.Progress)) (*restic.BackupSummary, error) {
 	text, err := os.ReadFile(r.Dir + "/" + r.Targets[0])
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.record = text
 	w.snapshots = append(slices.Clone(w.snapshots), restic.Snapshot{ID: fmt.Sprint("m", len(w.snapshots)), Tags: r.Tags, Time: r.Time})
 	return &restic.BackupSummary{}, err
