@@ -178,6 +178,11 @@ func TestMetrics(t *testing.T) {
 		`abaca_repository_size_bytes{repository="offsite"} 1.073741824e+09`:                        true,
 		`abaca_backend_call_seconds_count{backend="manila",call="GET shares/{id}",status="200"} 1`: true,
 	})
+	// It lacks files.
+	expect(map[string]bool{"abaca_backup_last_partial" + of + "0": true})
+	w.snapshots = append(w.snapshots, restic.Snapshot{ID: "p1", Time: w.snapshots[0].Time, Tags: []string{mover.TagPartial + "b1"}})
+	expect(map[string]bool{"abaca_backup_last_partial" + of + "1": true})
+	w.snapshots = w.snapshots[:len(w.snapshots)-1]
 	// One that is tried again has failed until it succeeds, whatever ended it.
 	for _, c := range []struct {
 		phase   backup.Phase

@@ -605,7 +605,7 @@ func TestDelete(t *testing.T) {
 // like the others.
 func TestEndings(t *testing.T) {
 	for want, st := range map[string]*Status{
-		"succeeded": {Phase: Succeeded}, "partial": {Phase: Succeeded, Result: mover.Result{Incomplete: []string{"/a"}}},
+		"succeeded": {Phase: Succeeded}, "partial": {Phase: Succeeded, Result: mover.Result{Partial: true}},
 		"no-space": {Phase: Failed, Result: mover.Result{Reason: mover.ReasonNoSpace}},
 	} {
 		if got := endingOf(st); got.result != want {

@@ -31,6 +31,7 @@ var (
 	descAdded    = prometheus.NewDesc("abaca_backup_last_added_bytes", "Bytes by which the repository grew with the newest backup of a volume.", volumeLabels, nil)
 	descInIt     = prometheus.NewDesc("abaca_backup_last_files", "Files in the newest backup of a volume.", volumeLabels, nil)
 	descRead     = prometheus.NewDesc("abaca_backup_last_read_files", "Files that were new or changed in the newest backup of a volume, and so were read.", volumeLabels, nil)
+	descPartial  = prometheus.NewDesc("abaca_backup_last_partial", "1 if the newest backup of a volume lacks files that could not be read, and 0 if not.", volumeLabels, nil)
 	descFailed   = prometheus.NewDesc("abaca_backup_last_failed", "1 if an attempt to back a volume up has failed and no later one has succeeded, and 0 if not.", volumeLabels, nil)
 
 	repositoryLabels = []string{"repository"}
@@ -47,7 +48,7 @@ var (
 		"When the part of a repository was last read that was read the longest ago; not before all was read once.", repositoryLabels, nil)
 
 	allDescs = []*prometheus.Desc{descMoved, descToMove, descFiles, descAll, descRate, descEnded, descUnfinished,
-		descSuccess, descDuration, descBytes, descAdded, descInIt, descRead, descFailed,
+		descSuccess, descDuration, descBytes, descAdded, descInIt, descRead, descPartial, descFailed,
 		descUp, descListed, descBackups, descSize, descMaintained, descChecked, descPruned, descDamaged, descCoverage, descOldest}
 )
 
@@ -124,6 +125,7 @@ func (e *Engine) Collect(ch chan<- prometheus.Metric) {
 	for key, b := range newest {
 		labels := []string{key.repository, key.volume, key.claim}
 		gauge(descSuccess, float64(b.CreatedAt.Unix()), labels...)
+		gauge(descPartial, number(b.Partial), labels...)
 		if _, known := failed[key]; !known {
 			failed[key] = false
 		}
@@ -218,7 +220,7 @@ type ending struct{ kind, repository, result string }
 
 func endingOf(st *Status) ending {
 	result := "succeeded"
-	if len(st.Result.Incomplete) > 0 {
+	if st.Result.Partial {
 		result = "partial"
 	}
 	if st.Phase == Failed {
