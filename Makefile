@@ -111,6 +111,6 @@ bin/helm: deps-build
 bin/servers: deps-build
 	@hack/tool hack/servers github.com/restic/rest-server/cmd/rest-server github.com/versity/versitygw/cmd/versitygw
 
-# Prometheus' parser, for the alerts and the dashboard; of a module of its own too.
+# Prometheus' parser and engine, for the alerts and the dashboard; of a module of its own too.
 bin/promql: deps-build
 	@go build -C hack/promql -o $(CURDIR)/$@ .

@@ -921,7 +921,7 @@ func TestNotes(t *testing.T) {
 	const local = "backends: [{name: l, local: {node: n1}}]\n"
 	for values, words := range map[string][]string{
 		local: {"no VolumeSnapshots", "no repository", "node n1"},
-		local + "repositories: [{name: r, secretName: my-secret}]":                                                                           {"Secret my-secret"},
+		local + "repositories: [{name: r, secretName: my-secret}]":                                                                           {"Secret my-secret of repository r. Backups to it are refused"},
 		"backends: [{name: m, manila: {cloud: c, cloudsSecret: my-cloud}}]\nnetworkPolicy: {enabled: true}\ncontroller: {hostNetwork: true}": {"Secret my-cloud", "networkPolicy"},
 	} {
 		out, err := run(t, values, "install", "--dry-run=client")

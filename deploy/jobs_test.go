@@ -11,6 +11,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/abaca-csi/abaca/pkg/backup/kube"
 )
 
 const withJobs = `
@@ -78,6 +80,9 @@ func TestMaintenance(t *testing.T) {
 		}
 		names[j.Name] = true
 		restricted(t, j.Name, spec)
+		if got := j.Spec.JobTemplate.Spec.Template.Labels[kube.Maintains]; got != repository {
+			t.Errorf("%s: its pods say that they maintain %q", j.Name, got)
+		}
 		args := spec.Containers[0].Args
 		if !slices.Contains(args, "--repository="+repository) || j.Namespace != namespace || j.Spec.ConcurrencyPolicy != batchv1.ForbidConcurrent {
 			t.Errorf("%s: %v", repository, args)

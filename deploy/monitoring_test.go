@@ -169,8 +169,8 @@ func TestMonitoring(t *testing.T) {
 	}
 }
 
-// parses hands expressions to Prometheus' own parser.
-func parses(t *testing.T, exprs []string) {
+// promql is the program with Prometheus' own code.
+func promql(t *testing.T) string {
 	t.Helper()
 	program, err := filepath.Abs("../bin/promql")
 	if err == nil {
@@ -179,6 +179,13 @@ func parses(t *testing.T, exprs []string) {
 	if err != nil {
 		t.Fatalf("bin/promql is missing: run make bin/promql: %v", err)
 	}
+	return program
+}
+
+// parses hands expressions to Prometheus' own parser.
+func parses(t *testing.T, exprs []string) {
+	t.Helper()
+	program := promql(t)
 	for i, expr := range exprs { // Grafana's variables
 		exprs[i] = strings.ReplaceAll(expr, "$repository", ".*")
 	}

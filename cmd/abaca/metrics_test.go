@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -172,10 +173,40 @@ func TestMetrics(t *testing.T) {
 		`abaca_backup_unfinished{repository="offsite",state="waiting"} 1`:                          true,
 		`abaca_repository_backups{repository="offsite"} 1`:                                         true,
 		`abaca_repository_damaged{repository="offsite"} 0`:                                         true,
+		`abaca_repository_up{repository="offsite"} 1`:                                              true,
 		`abaca_repository_read_ratio{repository="offsite"} 1`:                                      true,
 		`abaca_repository_size_bytes{repository="offsite"} 1.073741824e+09`:                        true,
 		`abaca_backend_call_seconds_count{backend="manila",call="GET shares/{id}",status="200"} 1`: true,
 	})
+	// It lacks files.
+	expect(map[string]bool{"abaca_backup_last_partial" + of + "0": true})
+	w.snapshots = append(w.snapshots, restic.Snapshot{ID: "p1", Time: w.snapshots[0].Time, Tags: []string{mover.TagPartial + "b1"}})
+	expect(map[string]bool{"abaca_backup_last_partial" + of + "1": true})
+	w.snapshots = w.snapshots[:len(w.snapshots)-1]
+	// One that is tried again has failed until it succeeds, whatever ended it.
+	for _, c := range []struct {
+		phase   backup.Phase
+		attempt int
+		recover bool
+		state   string
+		failed  int
+	}{
+		{backup.Running, 1, false, "running", 0},
+		{backup.Running, 2, false, "retrying", 1},
+		{backup.Interrupted, 1, false, "waiting", 0},
+		{backup.Running, 2, true, "running", 0}, // a node was drained
+		{backup.Interrupted, 2, true, "waiting", 1},
+		{backup.Running, 3, true, "retrying", 1},
+	} {
+		st := *w.jobs[0]
+		w.jobs[0].Phase, w.jobs[0].Job.Attempt, w.jobs[0].Job.Task.Recover = c.phase, c.attempt, c.recover
+		w.jobs = w.jobs[:1]
+		expect(map[string]bool{
+			fmt.Sprintf("abaca_backup_last_failed%s%d", of, c.failed):                        true,
+			fmt.Sprintf(`abaca_backup_unfinished{repository="offsite",state=%q} 1`, c.state): true,
+		})
+		*w.jobs[0] = st
+	}
 	// A failure before the newest success is over.
 	w.jobs[0].Job.Task.Backup.Time = w.now.Add(-48 * time.Hour)
 	expect(map[string]bool{"abaca_backup_last_failed" + of + "0": true})

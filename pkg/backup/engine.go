@@ -80,6 +80,7 @@ type Engine struct {
 	mu       sync.Mutex
 	last     view
 	listings map[string]listing
+	up       map[string]bool // whether the last attempt to list each repository went well
 	recent   []*Status
 	seen     map[string]time.Time // end of the last attempt that was remembered, by job
 	ended    map[ending]int

@@ -7,8 +7,13 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/go-logr/logr/funcr"
+	"k8s.io/klog/v2"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
 	"github.com/abaca-csi/abaca/pkg/backend/memory"
@@ -594,6 +599,68 @@ func TestDelete(t *testing.T) {
 	if err := b.Delete(t.Context(), "gone", "two"); !errors.Is(err, backend.ErrInUse) {
 		t.Errorf("in a repository that is not configured: %v", err)
 	}
+}
+
+// TestEndings: what abaca_mover_ended_total counts; a backup that lacks files is no success
+// like the others.
+func TestEndings(t *testing.T) {
+	for want, st := range map[string]*Status{
+		"succeeded": {Phase: Succeeded}, "partial": {Phase: Succeeded, Result: mover.Result{Partial: true}},
+		"no-space": {Phase: Failed, Result: mover.Result{Reason: mover.ReasonNoSpace}},
+	} {
+		if got := endingOf(st); got.result != want {
+			t.Errorf("%q, want %q", got.result, want)
+		}
+	}
+}
+
+// guarded is a runner whose jobs a test changes while Run looks.
+type guarded struct {
+	*fakeRunner
+	mu sync.Mutex
+}
+
+func (g *guarded) Jobs(ctx context.Context) ([]*Status, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.fakeRunner.Jobs(ctx)
+}
+
+func (g *guarded) Status(ctx context.Context, id string) (*Status, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.fakeRunner.Status(ctx, id)
+}
+
+// TestEachErrorIsSaidOnce: what is wrong with a job is logged once, and again if it is of
+// another job with the same id: what is gone is not remembered.
+func TestEachErrorIsSaidOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		g := &guarded{fakeRunner: b.runner}
+		b.Tick, b.Runner = time.Second, g
+		var said int
+		log := funcr.New(func(_, args string) { said += strings.Count(args, "Backup is not done") }, funcr.Options{})
+		ctx, cancel := context.WithCancel(klog.NewContext(t.Context(), log))
+		go b.Run(ctx)
+		for want := 1; want <= 2; want++ {
+			g.mu.Lock()
+			b.runner.jobs["one"] = &Status{Phase: "unheard of", Job: Job{Task: mover.Task{ID: "one", Backup: &mover.Backup{}}}}
+			g.mu.Unlock()
+			time.Sleep(3500 * time.Millisecond)
+			synctest.Wait()
+			if said != want {
+				t.Errorf("said %d times, want %d", said, want)
+			}
+			g.mu.Lock()
+			delete(b.runner.jobs, "one")
+			g.mu.Unlock()
+			time.Sleep(2 * time.Second)
+			synctest.Wait()
+		}
+		cancel()
+		synctest.Wait()
+	})
 }
 
 func TestRunFinishesWhatNobodyAsksFor(t *testing.T) {

@@ -26,9 +26,11 @@ type listing struct {
 	stale   bool      // something is known to have changed since
 	backups []*Backup
 	held    time.Time // until when maintenance holds new backups back
-	// care is what maintenance has left, read from the snapshot careID.
+	// care is what maintenance has left, read from the snapshot careID; unread says that
+	// there is a newer one, which cannot be read.
 	care   *maintain.Record
 	careID string
+	unread bool
 }
 
 // Find returns one backup. ErrNotFound when there is none.
@@ -132,19 +134,20 @@ func (e *Engine) lookup(ctx context.Context, repository, id, volume string, age 
 
 // list returns the backups in a repository, from a listing of at most the
 // given age. A repository that nobody has written to yet has none.
-func (e *Engine) list(ctx context.Context, repository string, age time.Duration) ([]*Backup, error) {
+func (e *Engine) list(ctx context.Context, repository string, age time.Duration) (_ []*Backup, err error) {
 	e.mu.Lock()
 	l, ok := e.listings[repository]
 	e.mu.Unlock()
 	if ok && !l.stale && e.Now().Sub(l.at) < age {
 		return l.backups, nil
 	}
+	asked := ctx
+	defer func() { e.setUp(asked, repository, err) }()
 	repo, turn, err := e.open(ctx, repository)
 	defer turn()
 	if err != nil {
 		return nil, err
 	}
-	asked := ctx
 	ctx, cancel := context.WithTimeout(ctx, repositoryTimeout)
 	defer cancel()
 	at := e.Now()
@@ -159,13 +162,14 @@ func (e *Engine) list(ctx context.Context, repository string, age time.Duration)
 	case err != nil && !errors.Is(err, restic.ErrNoRepository):
 		return nil, repositoryError(asked, repository, err)
 	}
-	care, careID := l.care, maintain.LatestID(snapshots)
+	care, careID, unread := l.care, maintain.LatestID(snapshots), false
 	if careID != l.careID {
 		read, err := maintain.Latest(ctx, repo, snapshots)
-		if err != nil {
+		if unread = err != nil; unread {
 			klog.FromContext(ctx).Error(err, "What maintenance has left cannot be read", "repository", repository)
 			careID = l.careID // the next listing tries again
-		} else {
+		}
+		if !unread || care == nil {
 			care = read
 		}
 	}
@@ -191,8 +195,27 @@ func (e *Engine) list(ctx context.Context, repository string, age time.Duration)
 	if learned != e.learned {
 		return backups, nil // it may lack what was learned while restic listed
 	}
-	e.listings[repository] = listing{at: at, backups: backups, held: mover.Held(snapshots, at), care: care, careID: careID}
+	e.listings[repository] = listing{at: at, backups: backups, held: mover.Held(snapshots, at), care: care, careID: careID, unread: unread}
 	return backups, nil
+}
+
+// setUp remembers what an attempt to list a repository has come to. One that another
+// request kept from being made, or that the caller did not await, says nothing; what is
+// no repository has nothing to say either.
+func (e *Engine) setUp(ctx context.Context, repository string, err error) {
+	if err != nil && (ctx.Err() != nil || errors.Is(err, backend.ErrPending)) {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if errors.Is(err, backend.ErrNotFound) || errors.Is(err, ErrAbandoned) {
+		delete(e.up, repository)
+		return
+	}
+	if e.up == nil {
+		e.up = map[string]bool{}
+	}
+	e.up[repository] = err == nil
 }
 
 // open opens a repository. The caller has its turn there until it calls turn, which is
@@ -249,6 +272,7 @@ func (e *Engine) forgetOthers(names []string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	maps.DeleteFunc(e.listings, func(name string, _ listing) bool { return !slices.Contains(names, name) })
+	maps.DeleteFunc(e.up, func(name string, _ bool) bool { return !slices.Contains(names, name) })
 }
 
 // held says that maintenance holds new backups back, as the repository was last

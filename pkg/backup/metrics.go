@@ -20,7 +20,7 @@ var (
 	descEnded   = prometheus.NewDesc("abaca_mover_ended_total", "Movers that have ended, by how.",
 		[]string{"kind", "repository", "result"}, nil)
 	descUnfinished = prometheus.NewDesc("abaca_backup_unfinished",
-		"Backups that are not ready: they run, wait for their next attempt after one that failed, or have failed for good.",
+		"Backups that are not ready: they run for the first time, run again or wait for their next attempt after one that failed, or have failed for good.",
 		[]string{"repository", "state"}, nil)
 
 	volumeLabels = []string{"repository", "volume", "claim"}
@@ -31,23 +31,25 @@ var (
 	descAdded    = prometheus.NewDesc("abaca_backup_last_added_bytes", "Bytes by which the repository grew with the newest backup of a volume.", volumeLabels, nil)
 	descInIt     = prometheus.NewDesc("abaca_backup_last_files", "Files in the newest backup of a volume.", volumeLabels, nil)
 	descRead     = prometheus.NewDesc("abaca_backup_last_read_files", "Files that were new or changed in the newest backup of a volume, and so were read.", volumeLabels, nil)
-	descFailed   = prometheus.NewDesc("abaca_backup_last_failed", "1 if the last attempt to back a volume up has failed, and 0 if not.", volumeLabels, nil)
+	descPartial  = prometheus.NewDesc("abaca_backup_last_partial", "1 if the newest backup of a volume lacks files that could not be read, and 0 if not.", volumeLabels, nil)
+	descFailed   = prometheus.NewDesc("abaca_backup_last_failed", "1 if an attempt to back a volume up has failed and no later one has succeeded, and 0 if not.", volumeLabels, nil)
 
 	repositoryLabels = []string{"repository"}
+	descUp           = prometheus.NewDesc("abaca_repository_up", "1 if a repository could be listed when that was last tried, and 0 if not.", repositoryLabels, nil)
 	descListed       = prometheus.NewDesc("abaca_repository_last_listed_timestamp_seconds", "When a repository was last seen.", repositoryLabels, nil)
 	descBackups      = prometheus.NewDesc("abaca_repository_backups", "Backups in a repository.", repositoryLabels, nil)
 	descSize         = prometheus.NewDesc("abaca_repository_size_bytes", "What the snapshots took in a repository after its last maintenance.", repositoryLabels, nil)
 	descMaintained   = prometheus.NewDesc("abaca_repository_last_maintenance_timestamp_seconds", "When the last maintenance of a repository ended, however it did.", repositoryLabels, nil)
 	descChecked      = prometheus.NewDesc("abaca_repository_last_check_timestamp_seconds", "When the last check of a repository ended that found nothing.", repositoryLabels, nil)
 	descPruned       = prometheus.NewDesc("abaca_repository_last_prune_timestamp_seconds", "When a repository was last pruned.", repositoryLabels, nil)
-	descDamaged      = prometheus.NewDesc("abaca_repository_damaged", "1 if the last check of a repository has found damage, and 0 if not.", repositoryLabels, nil)
+	descDamaged      = prometheus.NewDesc("abaca_repository_damaged", "1 if the last check of a repository has found damage, or what it has found cannot be read, and 0 if not.", repositoryLabels, nil)
 	descCoverage     = prometheus.NewDesc("abaca_repository_read_ratio", "Share of a repository, from 0 to 1, that was read within the stated number of days.", repositoryLabels, nil)
 	descOldest       = prometheus.NewDesc("abaca_repository_oldest_read_timestamp_seconds",
 		"When the part of a repository was last read that was read the longest ago; not before all was read once.", repositoryLabels, nil)
 
 	allDescs = []*prometheus.Desc{descMoved, descToMove, descFiles, descAll, descRate, descEnded, descUnfinished,
-		descSuccess, descDuration, descBytes, descAdded, descInIt, descRead, descFailed,
-		descListed, descBackups, descSize, descMaintained, descChecked, descPruned, descDamaged, descCoverage, descOldest}
+		descSuccess, descDuration, descBytes, descAdded, descInIt, descRead, descPartial, descFailed,
+		descUp, descListed, descBackups, descSize, descMaintained, descChecked, descPruned, descDamaged, descCoverage, descOldest}
 )
 
 // Kind is what a task does: "backup" or "restore".
@@ -110,9 +112,12 @@ func (e *Engine) Collect(ch chan<- prometheus.Metric) {
 		}
 		e.collectRepository(gauge, repository, l)
 	}
+	for repository, is := range e.up {
+		gauge(descUp, number(is), repository)
+	}
 	failed := map[volumeKey]bool{}
 	for _, st := range jobs {
-		if b := st.backup(); st.Job.Task.Backup != nil && st.Phase == Failed {
+		if b := st.backup(); st.Job.Task.Backup != nil && failing(st) {
 			last := newest[keyOf(b)]
 			failed[keyOf(b)] = failed[keyOf(b)] || last == nil || last.CreatedAt.Before(b.CreatedAt)
 		}
@@ -120,6 +125,7 @@ func (e *Engine) Collect(ch chan<- prometheus.Metric) {
 	for key, b := range newest {
 		labels := []string{key.repository, key.volume, key.claim}
 		gauge(descSuccess, float64(b.CreatedAt.Unix()), labels...)
+		gauge(descPartial, number(b.Partial), labels...)
 		if _, known := failed[key]; !known {
 			failed[key] = false
 		}
@@ -156,13 +162,13 @@ func (e *Engine) collectRepository(gauge func(*prometheus.Desc, float64, ...stri
 	}
 	when(descListed, l.at)
 	gauge(descBackups, float64(len(l.backups)), repository)
-	if l.care == nil || l.careID == "" {
+	if l.care == nil || l.careID == "" && !l.unread {
 		return
 	}
 	when(descMaintained, l.care.Ended)
 	when(descChecked, l.care.Checked)
 	when(descPruned, l.care.Pruned)
-	gauge(descDamaged, number(l.care.Damaged != ""), repository)
+	gauge(descDamaged, number(l.care.Damaged != "" || l.unread), repository)
 	if l.care.Size > 0 {
 		gauge(descSize, float64(l.care.Size), repository)
 	}
@@ -179,9 +185,26 @@ func number(is bool) float64 {
 	return 0
 }
 
+// failing says whether an attempt of a job has failed and none has succeeded: also while
+// the next one waits or runs. One that was interrupted for the first time, as when a
+// node is drained, has not failed.
+func failing(st *Status) bool {
+	switch n := st.Job.Attempt; st.Phase {
+	case Running:
+		return n > 2 || n == 2 && !st.Job.Task.Recover
+	case Interrupted:
+		return n > 1
+	case Failed:
+		return true
+	}
+	return false
+}
+
 // stateOf is what abaca_backup_unfinished counts by; empty for a success.
 func stateOf(st *Status) string {
 	switch {
+	case st.Phase == Running && failing(st):
+		return "retrying"
 	case st.Phase == Running:
 		return "running"
 	case st.Phase == Failed && st.Result.Reason.Lasting():
@@ -197,6 +220,9 @@ type ending struct{ kind, repository, result string }
 
 func endingOf(st *Status) ending {
 	result := "succeeded"
+	if st.Result.Partial {
+		result = "partial"
+	}
 	if st.Phase == Failed {
 		result = string(st.Result.Reason)
 	}

@@ -47,6 +47,7 @@ func (e *Engine) Run(ctx context.Context) {
 		}
 		e.saw(jobs)
 		unasked.tick(ctx, jobs)
+		failed := map[string]string{} // no more of those that are gone
 		for _, st := range jobs {
 			e.tell(ctx, st)
 			id := st.Job.Task.ID
@@ -57,11 +58,10 @@ func (e *Engine) Run(ctx context.Context) {
 				if said[id] != err.Error() {
 					log.Error(err, "Backup is not done", "backup", id)
 				}
-				said[id] = err.Error()
-			} else {
-				delete(said, id)
+				failed[id] = err.Error()
 			}
 		}
+		said = failed
 	}
 }
 

@@ -377,6 +377,43 @@ func TestKilledPrune(t *testing.T) {
 	}
 }
 
+// TestDamagedRecord: a record that lies in what is damaged keeps the repository from being
+// pruned, also without a check, and is not replaced.
+func TestDamagedRecord(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.backup("b1", 1)
+	var was []string
+	for range 2 {
+		was = s.packs()
+		if code := s.run().ExitCode(); code != ExitOK {
+			t.Fatal(code)
+		}
+	}
+	last := s.record()
+	if err := os.RemoveAll(s.dir + "/cache"); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range s.packs() {
+		if !slices.Contains(was, p) {
+			flip(t, p, 0)
+		}
+	}
+	s.options.Check = false
+	result := s.run()
+	if result.ExitCode() != ExitFailed || result.Steps[0].Status != StatusSkipped || result.Steps[1].Status != StatusFailed {
+		t.Errorf("%+v", result)
+	}
+	for _, p := range s.packs() {
+		if !slices.Contains(was, p) {
+			flip(t, p, 0)
+		}
+	}
+	if r := s.record(); !r.Ended.Equal(last.Ended) {
+		t.Errorf("the newest record is of %s, and was of %s", r.Ended, last.Ended)
+	}
+}
+
 // TestRecordIsNoBackup: plain restic takes what maintenance leaves for a small
 // snapshot, and pruning and checking go on with it; it is among no volume's.
 func TestRecordIsNoBackup(t *testing.T) {

@@ -1,6 +1,7 @@
 package maintain
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -42,27 +43,27 @@ const (
 	recordName = "maintenance.json"
 	recordHost = "abaca-maintenance"
 	// keptRecords is how many are kept: the newest one counts, and the others are
-	// for people.
+	// for people, and for when that cannot be read.
 	keptRecords = 3
 )
 
 // Latest is the record of the newest maintenance, given the snapshots of a
-// repository; an empty one if there was none, and with an error.
+// repository; an empty one if there was none. With an error it is the newest that
+// can be read, and one that is newer may say that the repository is damaged.
 func Latest(ctx context.Context, c restic.Client, snapshots []restic.Snapshot) (*Record, error) {
-	all := records(snapshots)
-	if len(all) == 0 {
-		return &Record{}, nil
+	var unread error
+	for _, s := range slices.Backward(records(snapshots)) {
+		r := &Record{}
+		text, err := c.Dump(ctx, s.ID, "/"+recordName)
+		if err == nil {
+			err = json.Unmarshal(text, r)
+		}
+		if err == nil {
+			return r, unread
+		}
+		unread = cmp.Or(unread, fmt.Errorf("read the record of maintenance in restic snapshot %s: %w", s.ID, err))
 	}
-	id := all[len(all)-1].ID
-	text, err := c.Dump(ctx, id, "/"+recordName)
-	r := &Record{}
-	if err == nil {
-		err = json.Unmarshal(text, r)
-	}
-	if err != nil {
-		return &Record{}, fmt.Errorf("read the record of maintenance in restic snapshot %s: %w", id, err)
-	}
-	return r, nil
+	return &Record{}, unread
 }
 
 // LatestID is the id of the restic snapshot that Latest reads, or empty.

@@ -85,6 +85,7 @@ type run struct {
 	Options
 	repo    restic.Client
 	record  *Record
+	unread  error             // why a newer record cannot be read, which may tell of damage
 	old     []restic.Snapshot // the records that were there, oldest first
 	newest  time.Time         // of the newest record, this run's too
 	held    bool              // new backups are held back
@@ -93,7 +94,7 @@ type run struct {
 }
 
 // Run checks, and then prunes unless there is damage, of which a prune could make
-// more. The error says that there is no result; whatever else went wrong is in
+// more, or may be, as what the last run has found cannot be read. The error says that there is no result; whatever else went wrong is in
 // the result, and in its exit code.
 //
 // A run may be ended at any time and repeated.
@@ -123,8 +124,10 @@ func Run(ctx context.Context, repo restic.Client, o Options) (Result, error) {
 		r.newest = r.old[len(r.old)-1].Time
 	}
 	if r.record, err = Latest(working, repo, snapshots); err != nil {
-		// It begins anew, as one that lost its record would.
-		klog.FromContext(ctx).Error(err, "Nothing is known of earlier maintenance")
+		// Nothing that a later run would go by is written before somebody has seen to it.
+		r.unread = fmt.Errorf("%w; nothing is pruned or written down meanwhile. If it is so again: `restic check --read-data`, "+
+			"repair what that finds, and then `restic forget` this snapshot", err)
+		klog.FromContext(ctx).Error(err, "What the last maintenance has found is not known", "repository", r.Repository)
 	}
 	blocks := r.plan()
 	if o.DryRun {
@@ -142,6 +145,8 @@ func Run(ctx context.Context, repo restic.Client, o Options) (Result, error) {
 				e.Status, e.Message = StatusSkipped, "a damaged repository is not pruned"
 			case r.record.Damaged != "":
 				return fmt.Errorf("%w, as an earlier check has found (%s): it is not pruned before a check finds nothing", restic.ErrDamaged, r.record.Damaged)
+			case r.unread != nil:
+				e.Status, e.Message = StatusSkipped, "it is not known whether damage was found before"
 			case r.suspect:
 				e.Status, e.Message = StatusSkipped, "it may be damaged, which could not be looked into"
 			default:
@@ -150,7 +155,9 @@ func Run(ctx context.Context, repo restic.Client, o Options) (Result, error) {
 			return nil
 		})
 	}
-	if err := r.forget(working, 0); err != nil {
+	if r.unread != nil {
+		// What there is must not become less.
+	} else if err := r.forget(working, 0); err != nil {
 		klog.FromContext(ctx).V(1).Info("Old records are left to the next run", "reason", err.Error())
 	}
 	if size, err := repo.Size(working); err == nil {
@@ -343,8 +350,12 @@ func (r *run) exclusive(ctx context.Context, do func(retry time.Duration) error)
 	}, do)
 }
 
-// save writes the record, which is newer than any before it.
+// save writes the record, which is newer than any before it, and does not as long as
+// that one cannot be read.
 func (r *run) save(ctx context.Context, hold time.Time, wait time.Duration) error {
+	if r.unread != nil {
+		return r.unread
+	}
 	at := r.Now().UTC().Truncate(time.Second)
 	if !at.After(r.newest) {
 		at = r.newest.Truncate(time.Second).Add(time.Second)

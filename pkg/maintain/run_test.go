@@ -329,14 +329,55 @@ func TestRecord(t *testing.T) {
 	if r := b.record(t); r.Damaged != "" || !r.Checked.Equal(b.now) || r.Coverage(b.now) != 1 || b.log[2] != found {
 		t.Errorf("after a repair: %+v: %s, and not %s", r, b.log[2], found)
 	}
+}
 
-	// One that cannot be read is begun anew, and said.
-	b.files[LatestID(b.snapshots)+"/"+recordName] = []byte("{")
-	if r, err := Latest(t.Context(), b.fakeRepository, b.snapshots); err == nil || r.Read != nil {
+// TestUnreadRecord: what an earlier run has found is not forgotten because its record
+// cannot be read, for a moment or for good: nothing is pruned, nothing takes its place,
+// and the exit code says so.
+func TestUnreadRecord(t *testing.T) {
+	b := newBench()
+	b.run(t)
+	b.now = b.now.Add(2 * day)
+	b.errs["check"] = []error{damaged("p"), damaged("p")}
+	b.run(t)
+	found, again, last, left := b.now, b.log[2], LatestID(b.snapshots), len(b.snapshots)
+	file, good := last+"/"+recordName, b.files[last+"/"+recordName]
+	for name, change := range map[string]func(){
+		"it is nonsense": func() { b.files[file] = []byte("{") },
+		"restic fails":   func() { b.errs["dump"] = []error{restic.ErrFailed} },
+		"no check":       func() { b.errs["dump"], b.options.Check = []error{restic.ErrFailed}, false },
+		"a second look":  func() { b.errs["dump"], b.errs["check"] = []error{restic.ErrFailed}, []error{damaged()} },
+		"and it has to wait": func() {
+			b.errs["dump"], b.errs["check"] = []error{restic.ErrFailed}, []error{damaged(), restic.ErrLocked}
+		},
+	} {
+		b.now, b.files[file], b.options.Check = b.now.Add(day), good, true
+		change()
+		result := b.run(t)
+		if out := fmt.Sprint(result.Steps); result.ExitCode() != ExitFailed || !strings.Contains(out, last) || !strings.Contains(out, "restic forget") {
+			t.Errorf("%s: code %d: %s", name, result.ExitCode(), out)
+		}
+		if LatestID(b.snapshots) != last || len(b.snapshots) != left || slices.ContainsFunc(b.log, func(l string) bool {
+			return strings.HasPrefix(l, "prune") || strings.HasPrefix(l, "forget") || strings.HasPrefix(l, "backup")
+		}) {
+			t.Errorf("%s: %q", name, b.log)
+		}
+	}
+	// It is read again: what was damaged is looked at first. Until then the older one counts.
+	b.files[file], b.options.Check = []byte("{"), true
+	if r, err := Latest(t.Context(), b.fakeRepository, b.snapshots); err == nil || r.Read == nil || r.Damaged != "" {
 		t.Error(r, err)
 	}
+	b.now, b.files[file] = found, good
+	if result := b.run(t); result.ExitCode() != ExitOK || b.log[2] != again {
+		t.Errorf("%+v: %q", result, b.log)
+	}
+	// What nobody can read any more is forgotten by whoever has seen to it.
+	b.files[LatestID(b.snapshots)+"/"+recordName] = []byte("{")
+	b.run(t)
+	b.snapshots = slices.DeleteFunc(b.snapshots, func(s restic.Snapshot) bool { return s.ID == LatestID(b.snapshots) })
 	b.now = b.now.Add(day)
-	if result := b.run(t); result.ExitCode() != ExitOK || !b.record(t).Began.Equal(b.now) {
+	if result := b.run(t); result.ExitCode() == ExitFailed {
 		t.Errorf("%+v", result)
 	}
 }

@@ -13,10 +13,12 @@ import (
 // A controller locks repositories too, to delete backups, under the host name of its
 // pod. So each writes that name down, and those that come after it remove its locks
 // once its pod is gone. A name in a lock would not do: it may be that of another
-// cluster's controller.
+// cluster's controller. Maintenance has no rights in the cluster, so controllers write
+// down its pods while they see them.
 
-// podKey and hostKey are the entries of a controller's ConfigMap.
-const podKey, hostKey = "pod", "host"
+// The entries of a ConfigMap: a pod, its host name, and the repository that it locks, if
+// that is one only.
+const podKey, hostKey, repositoryKey = "pod", "host", "repository"
 
 // inherit writes down this controller, and looks for those that are gone, until ctx
 // ends.
@@ -39,25 +41,29 @@ func (r *Runner) inherit(ctx context.Context) {
 	}
 }
 
-// register writes down under which host name this controller locks repositories. The
-// ConfigMap belongs to the PodTemplate, and goes with that.
+// register writes down under which host name this controller locks repositories.
 func (r *Runner) register(ctx context.Context) error {
+	return r.enter(ctx, map[string]string{podKey: r.Pod, hostKey: r.Host})
+}
+
+// enter writes down a pod. The ConfigMap belongs to the PodTemplate, and goes with that.
+func (r *Runner) enter(ctx context.Context, data map[string]string) error {
 	template, err := r.template(ctx)
 	if err != nil {
 		return err
 	}
 	_, err = r.Client.CoreV1().ConfigMaps(r.Namespace).Create(ctx, &corev1.ConfigMap{
-		ObjectMeta: metav1.ObjectMeta{Name: "abaca-host-" + r.Pod, Labels: map[string]string{Controller: ""}, OwnerReferences: []metav1.OwnerReference{
+		ObjectMeta: metav1.ObjectMeta{Name: "abaca-host-" + data[podKey], Labels: map[string]string{Controller: ""}, OwnerReferences: []metav1.OwnerReference{
 			{APIVersion: "v1", Kind: "PodTemplate", Name: template.Name, UID: template.UID}}},
-		Data: map[string]string{podKey: r.Pod, hostKey: r.Host},
+		Data: data,
 	}, metav1.CreateOptions{})
 	if apierrors.IsAlreadyExists(err) {
 		return nil
 	}
-	return kind(err, "record of controller %s", r.Pod)
+	return kind(err, "record of pod %s", data[podKey])
 }
 
-// bury removes the locks of controllers whose pods are gone.
+// bury removes the locks of controllers and of maintenance whose pods are gone.
 func (r *Runner) bury(ctx context.Context) error {
 	maps := r.Client.CoreV1().ConfigMaps(r.Namespace)
 	all, err := maps.List(ctx, metav1.ListOptions{LabelSelector: Controller})
@@ -73,9 +79,18 @@ func (r *Runner) bury(ctx context.Context) error {
 	for _, p := range pods.Items {
 		alive[p.Name] = p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed
 	}
+	known := map[string]bool{}
 	for _, c := range all.Items {
+		known[c.Data[podKey]] = true
 		if alive[c.Data[podKey]] {
 			hosts[c.Data[hostKey]] = true // which may be a node's, and so another's too
+		}
+	}
+	for _, p := range pods.Items {
+		if repository := p.Labels[Maintains]; repository != "" && alive[p.Name] && !known[p.Name] {
+			if err := r.enter(ctx, map[string]string{podKey: p.Name, hostKey: p.Name, repositoryKey: repository}); err != nil {
+				return err
+			}
 		}
 	}
 	for _, c := range all.Items {
@@ -84,28 +99,31 @@ func (r *Runner) bury(ctx context.Context) error {
 			continue
 		}
 		if !hosts[host] && host != "" {
-			r.unlockAll(ctx, host)
+			r.unlockAll(ctx, host, c.Data[repositoryKey])
 		}
 		err := maps.Delete(ctx, c.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{ResourceVersion: &c.ResourceVersion}})
 		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
-			return kind(err, "remove record of controller %s", c.Data[podKey])
+			return kind(err, "remove record of pod %s", c.Data[podKey])
 		}
 	}
 	return nil
 }
 
-// unlockAll removes the locks of a host from all repositories. One that cannot be
-// reached keeps them for restic's half an hour.
-func (r *Runner) unlockAll(ctx context.Context, host string) {
+// unlockAll removes the locks of a host from a repository, or from all if it has no
+// name. One that cannot be reached keeps them for restic's half an hour.
+func (r *Runner) unlockAll(ctx context.Context, host, repository string) {
 	log := klog.FromContext(ctx).WithValues("host", host)
-	names, err := r.Repositories.Names(ctx)
+	names, err := []string{repository}, error(nil)
+	if repository == "" {
+		names, err = r.Repositories.Names(ctx)
+	}
 	if err != nil {
 		log.Error(err, "Listing repositories")
 	}
 	for _, name := range names {
-		log.Info("Removing the locks of a controller that is gone", "repository", name)
+		log.Info("Removing the locks of a pod that is gone", "repository", name)
 		if err := r.unlock(ctx, name, host); err != nil {
-			log.Error(err, "Locks of a controller that is gone may be left", "repository", name)
+			log.Error(err, "Locks of a pod that is gone may be left", "repository", name)
 		}
 	}
 }

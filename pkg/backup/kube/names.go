@@ -16,8 +16,10 @@ const (
 	// Attempt is the label of the objects of one attempt; its value is their name.
 	Attempt = "abaca-csi.github.io/mover-attempt"
 	// Controller is the label of the ConfigMaps that say under which host names
-	// controllers lock repositories.
+	// controllers, and pods of maintenance, lock repositories.
 	Controller = "abaca-csi.github.io/controller"
+	// Maintains is the label of the pods of maintenance; its value is the repository.
+	Maintains = "abaca-csi.github.io/maintains"
 	// Limit and LimitEach are annotations of the PodTemplate: how many movers run
 	// at a time, in all and for each repository.
 	Limit     = "abaca-csi.github.io/movers"
