@@ -132,3 +132,26 @@ func TestSnapshotStays(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestLateParting: that a consumer lets go may be written once more after it has, by a
+// request that was late. The snapshot can be deleted all the same, and nothing is left.
+func TestLateParting(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{Delay: slow})
+	b := c.open()
+	share, snap := c.snapshotted(b, "data")
+	target := backend.Target{SnapshotID: snap.ID}
+	ok[*backend.Export](t)(b.Export(t.Context(), target, "reader"))
+	ok[*backend.Export](t)(b.Grant(t.Context(), "reader", node1, true))
+	if err := b.Unexport(t.Context(), target, "reader"); err != nil {
+		t.Fatal(err)
+	}
+	c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+		shares[share.ID].Metadata[holdKey("reader", snap.ID)] = parting + time.Now().UTC().Format(" "+time.RFC3339)
+	})
+	if err := errors.Join(b.DeleteSnapshot(t.Context(), snap.ID), b.DeleteShare(t.Context(), share.ID)); err != nil {
+		t.Error(err)
+	}
+	if left := c.Counts(); left != "0 shares, 0 snapshots, 0 rules" {
+		t.Errorf("left behind: %s", left)
+	}
+}

@@ -297,23 +297,49 @@ func (s *share) beingDeleted(snapshot string, after time.Time) bool {
 }
 
 // unheld returns the share of a snapshot, or ErrInUse while a consumer holds the
-// snapshot.
+// snapshot. What an Unexport has begun it ends: the request that says so may have had
+// its effect only after that Unexport had been repeated, and nobody comes back.
 func (b *Backend) unheld(ctx context.Context, s *snapshot) (*share, error) {
-	parent, err := b.getShare(ctx, s.ShareID)
-	if err != nil {
-		return nil, err
+	parent, names, leaving, err := b.holding(ctx, s)
+	for _, consumer := range leaving {
+		if err == nil {
+			err = b.endUnexport(ctx, parent, s.ID, consumer)
+		}
 	}
-	var names []string
-	parent.marks(func(consumer, what, _ string) { // an intent counts too
-		if what == s.ID {
+	if err == nil && len(leaving) > 0 {
+		parent, names, leaving, err = b.holding(ctx, s)
+	}
+	if names = append(names, leaving...); err == nil && len(names) > 0 {
+		slices.Sort(names)
+		err = fmt.Errorf("%w: held by %s", backend.ErrInUse, strings.Join(names, ", "))
+	}
+	return parent, err
+}
+
+func (b *Backend) endUnexport(ctx context.Context, parent *share, snapshot, consumer string) error {
+	unlock, err := b.busy.lock(ctx, "consumer "+consumer)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return b.release(ctx, parent, consumer, backend.Target{SnapshotID: snapshot})
+}
+
+// holding returns the share of a snapshot, who holds that, and who is about to let go.
+func (b *Backend) holding(ctx context.Context, s *snapshot) (parent *share, names, leaving []string, err error) {
+	if parent, err = b.getShare(ctx, s.ShareID); err != nil {
+		return nil, nil, nil, err
+	}
+	parent.marks(func(consumer, what, value string) { // an intent counts too
+		switch {
+		case what != s.ID:
+		case strings.HasPrefix(value, parting):
+			leaving = append(leaving, consumer)
+		default:
 			names = append(names, consumer)
 		}
 	})
-	if len(names) > 0 {
-		slices.Sort(names)
-		return nil, fmt.Errorf("%w: held by %s", backend.ErrInUse, strings.Join(names, ", "))
-	}
-	return parent, nil
+	return parent, names, leaving, nil
 }
 
 // keptError is why Manila does not delete a snapshot, and is not about to.
