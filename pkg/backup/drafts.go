@@ -101,12 +101,9 @@ func (d *drafts) tick(ctx context.Context, jobs []*Status) {
 	}
 }
 
-// sweep finds drafts that no record knows: a controller was killed in between.
-func (d *drafts) sweep(ctx context.Context, jobs []*Status) (err error) {
-	known := map[draft]bool{}
-	for _, st := range jobs {
-		known[draft{st.Job.Backend, st.Job.Share}] = true
-	}
+// sweep finds drafts: a controller may have been killed before it had written down
+// what is to become of one. What has a record is left alone by tick.
+func (d *drafts) sweep(ctx context.Context) (err error) {
 	now := d.engine.Now()
 	for name, b := range d.engine.Backends {
 		shares, _, lerr := b.ListShares(ctx, "", 0)
@@ -115,7 +112,7 @@ func (d *drafts) sweep(ctx context.Context, jobs []*Status) (err error) {
 		}
 		for _, s := range shares {
 			of := draft{name, s.ID}
-			if _, waits := d.due[of]; s.Draft && !known[of] && !waits && now.Sub(s.CreatedAt) >= draftAge {
+			if _, waits := d.due[of]; s.Draft && !waits && now.Sub(s.CreatedAt) >= draftAge {
 				d.due[of] = now.Add(draftAge)
 			}
 		}

@@ -41,7 +41,7 @@ func (e *Engine) Run(ctx context.Context) {
 		}
 		if e.Now().Sub(swept) > refreshEvery {
 			swept = e.Now()
-			if err := errors.Join(e.sweep(ctx), unasked.sweep(ctx, jobs)); err != nil && ctx.Err() == nil {
+			if err := errors.Join(e.sweep(ctx), unasked.sweep(ctx)); err != nil && ctx.Err() == nil {
 				log.Error(err, "Looking for what was left behind")
 			}
 		}
