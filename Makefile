@@ -24,7 +24,7 @@ build: bin/abaca bin/restic ## build bin/abaca and the pinned bin/restic (2 CPU 
 
 test: deps-test bin/restic bin/helm bin/servers bin/promql ## run all tests with the race detector (root; installs what it needs)
 	@go build -o bin/report ./test/report
-	@bin/report -skips hack/skips.txt -limit $(or $(LIMIT),32m) -- -race -count=1 -p 2 -timeout 30m ./...
+	@bin/report -skips hack/skips.txt -limit $(or $(LIMIT),42m) -- -race -count=1 -p 2 -timeout 40m ./...
 
 demo: deps-demo build ## share, snapshot, backup, change, backup, restore, compare, on the Go source tree (root; DEMO="--keep")
 	@bin/abaca demo $(DEMO)
