@@ -19,7 +19,8 @@ const (
 	// draftAge is how long a draft without a record, of which the last call may
 	// still be under way, is left alone.
 	draftAge = 15 * time.Minute
-	// goneAge is for both, once the claim that was to have the volume is gone.
+	// goneAge is for both, once the claim that was to have the volume is gone, and how
+	// often that is asked.
 	goneAge = 2 * time.Minute
 )
 
@@ -42,10 +43,11 @@ func newDrafts(e *Engine) *drafts {
 	return &drafts{engine: e, idle: map[string]idle{}, due: map[draft]time.Time{}, said: map[draft]string{}}
 }
 
-// idle is since when a restore has waited to be asked about.
+// idle is since when a restore has waited to be asked about, and when it was last looked
+// whether its claim is gone.
 type idle struct {
-	attempt int
-	since   time.Time
+	attempt       int
+	since, looked time.Time
 }
 
 // tick looks at the records as they are now.
@@ -63,20 +65,19 @@ func (d *drafts) tick(ctx context.Context, jobs []*Status) {
 		}
 		w, known := d.idle[id]
 		if !known || w.attempt != st.Job.Attempt {
-			w = idle{st.Job.Attempt, now}
+			w = idle{st.Job.Attempt, now, now}
+		}
+		waits, rest := askedAgain, draftAge
+		if now.Sub(w.looked) >= goneAge {
+			w.looked = now
+			if gone, err := d.gone(ctx, st.Job); err != nil {
+				d.say(ctx, of, err)
+			} else if gone {
+				waits, rest = goneAge, goneAge
+			}
 		}
 		waiting[id] = w
-		age, waits := now.Sub(w.since), askedAgain
-		if age < goneAge {
-			continue
-		}
-		rest := draftAge
-		if gone, err := d.gone(ctx, st.Job); err != nil {
-			d.say(ctx, of, err)
-		} else if gone {
-			waits, rest = goneAge, goneAge
-		}
-		if age < waits {
+		if now.Sub(w.since) < waits {
 			continue
 		}
 		if err := d.engine.giveUp(ctx, st); err != nil {

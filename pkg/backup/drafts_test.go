@@ -125,3 +125,20 @@ func (b *bench) must(err error) {
 }
 
 func errOf[T any](_ T, err error) error { return err }
+
+// TestClaimsAreNotAskedForAllTheTime: a restore that waits costs a request now and then.
+func TestClaimsAreNotAskedForAllTheTime(t *testing.T) {
+	b := newBench(t)
+	asked := 0
+	b.Exists = func(context.Context, Object) (bool, error) { asked++; return true, nil }
+	b.must(errOf(b.Restore(t.Context(), RestoreRequest{ID: "restore-x", Repository: "offsite", Backup: "one", Backend: "mem", Share: b.share.ID, Wanted: always,
+		About: []Object{{Kind: PersistentVolumeClaim, Namespace: "shop", Name: "back"}}})))
+	b.runner.jobs["restore-x"].Phase = Succeeded
+	d := newDrafts(b.Engine)
+	for end := b.now.Add(10 * goneAge); b.now.Before(end); b.now = b.now.Add(2 * time.Second) {
+		b.pass(d)
+	}
+	if asked != 9 {
+		t.Errorf("asked %d times in %s, want every %s", asked, 10*goneAge, goneAge)
+	}
+}
