@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -53,7 +54,7 @@ type idle struct {
 // tick looks at the records as they are now.
 func (d *drafts) tick(ctx context.Context, jobs []*Status) {
 	now := d.engine.Now()
-	waiting := map[string]idle{}
+	waiting, seen := map[string]idle{}, map[draft]bool{}
 	for _, st := range jobs {
 		if st.Job.Task.Restore == nil {
 			continue
@@ -63,6 +64,7 @@ func (d *drafts) tick(ctx context.Context, jobs []*Status) {
 		if st.Phase == Running {
 			continue
 		}
+		seen[of] = true
 		w, known := d.idle[id]
 		if !known || w.attempt != st.Job.Attempt {
 			w = idle{st.Job.Attempt, now, now}
@@ -98,8 +100,11 @@ func (d *drafts) tick(ctx context.Context, jobs []*Status) {
 			continue
 		}
 		delete(d.due, of)
-		delete(d.said, of)
 	}
+	maps.DeleteFunc(d.said, func(of draft, _ string) bool { // no more of those that are gone
+		_, due := d.due[of]
+		return !due && !seen[of]
+	})
 }
 
 // sweep finds drafts: a controller may have been killed before it had written down

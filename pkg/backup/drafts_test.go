@@ -79,6 +79,9 @@ func TestRestoreThatNobodyAsksAbout(t *testing.T) {
 			b.now = b.now.Add(time.Second)
 			b.pass(d)
 			there("in the end", c.recordStays, c.shareIs)
+			if len(d.said) > 0 {
+				t.Errorf("remembered of what is gone: %v", d.said)
+			}
 		})
 	}
 }

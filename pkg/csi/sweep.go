@@ -2,6 +2,7 @@ package csi
 
 import (
 	"context"
+	"maps"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -54,10 +55,7 @@ func sweep(ctx context.Context, s backend.Sweeper, said map[string]bool) bool {
 	if ctx.Err() != nil {
 		return false
 	}
-	before := map[string]bool{}
-	for text := range said {
-		before[text] = true
-	}
+	before := maps.Clone(said)
 	clear(said)
 	for _, text := range waiting {
 		if said[text] = true; !before[text] {
