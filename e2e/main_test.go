@@ -7,13 +7,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -160,7 +158,7 @@ type driver struct {
 	socket string
 	ended  chan struct{}
 	conn   *grpc.ClientConn
-	log    *tail
+	log    logFile
 }
 
 // start starts `abaca standalone` and waits until it serves.
@@ -173,8 +171,13 @@ func (s *site) start(flags ...string) *driver {
 
 func (s *site) launch(cmd *exec.Cmd, socket string) *driver {
 	s.t.Helper()
-	d := &driver{site: s, cmd: cmd, socket: socket, ended: make(chan struct{}), log: &tail{}}
-	cmd.Stdout, cmd.Stderr = d.log, d.log
+	d := &driver{site: s, cmd: cmd, socket: socket, ended: make(chan struct{}), log: logFile(socket + ".log")}
+	out, err := os.Create(string(d.log))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer out.Close()
+	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
@@ -218,7 +221,7 @@ func (s *site) connect(socket string) *driver {
 		s.t.Fatal(err)
 	}
 	s.t.Cleanup(func() { conn.Close() })
-	return &driver{site: s, socket: socket, conn: conn, log: &tail{},
+	return &driver{site: s, socket: socket, conn: conn,
 		IdentityClient: csi.NewIdentityClient(conn), ControllerClient: csi.NewControllerClient(conn), NodeClient: csi.NewNodeClient(conn)}
 }
 
@@ -234,29 +237,18 @@ func (d *driver) stop(sig syscall.Signal) {
 	}
 }
 
-// tail keeps the last of what is written to it.
-type tail struct {
-	mu sync.Mutex
-	b  []byte
-}
+// logFile is what a driver and its movers write, which is no pipe: that would not be
+// at its end before the last mover, and neither would the wait for a driver.
+type logFile string
 
-func (w *tail) Write(p []byte) (int, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.b = append(w.b, p...)
-	if over := len(w.b) - 64<<10; over > 0 {
-		w.b = w.b[over:]
+// String returns the end of it.
+func (f logFile) String() string {
+	b, err := os.ReadFile(string(f))
+	if err != nil {
+		return err.Error()
 	}
-	return len(p), nil
+	return string(b[max(0, len(b)-64<<10):])
 }
-
-func (w *tail) String() string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return string(w.b)
-}
-
-var _ io.Writer = (*tail)(nil)
 
 // What follows are requests in the words of the tests.
 
