@@ -132,7 +132,9 @@ func (e *Engine) Backup(ctx context.Context, req Request) (*Backup, error) {
 		}
 		if st.Phase == Succeeded && st.Result.Backup != nil {
 			// Ready now; removing a snapshot that has just been read takes the
-			// kernel a while, and is left to Run.
+			// kernel a while, and is left to Run. The next backup of the volume may
+			// come before, and is compared with this one.
+			e.learn(st.backup())
 			e.wake()
 			return st.backup(), nil
 		}

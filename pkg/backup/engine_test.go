@@ -248,6 +248,34 @@ func TestNextBackupIsToldItsParent(t *testing.T) {
 	}
 }
 
+// So is one that is asked for as soon as the first was answered, when the last look at
+// the jobs is of before.
+func TestNextBackupComesAtOnce(t *testing.T) {
+	b := newBench(t)
+	b.Tick = time.Second
+	if _, err := b.List(t.Context()); err != nil { // so that the repository is known
+		t.Fatal(err)
+	}
+	if _, err := b.Backup(t.Context(), b.request("one")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.jobs(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	st := *b.runner.jobs["one"] // what was seen stays as it was seen
+	b.runner.jobs["one"] = &st
+	b.end("one", mover.Result{Snapshot: "s1", Backup: &restic.BackupSummary{}})
+	if done, err := b.Backup(t.Context(), b.request("one")); err != nil || !done.Ready {
+		t.Fatalf("at the end: %+v, %v", done, err)
+	}
+	if _, err := b.Backup(t.Context(), b.request("two")); err != nil {
+		t.Fatal(err)
+	}
+	if p := b.runner.jobs["two"].Job.Task.Backup.Parent; p == nil || p.Snapshot != "s1" {
+		t.Errorf("parent %+v", p)
+	}
+}
+
 // While maintenance waits for its turn, a mover is not told the newest backup: it
 // looks before it begins, and sees the hold.
 func TestHeldBack(t *testing.T) {
