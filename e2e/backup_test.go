@@ -81,6 +81,46 @@ func TestBackupAndRestore(t *testing.T) {
 	d.unpublish(data)
 }
 
+// TestRestoreElsewhere restores with a driver that has never heard of the backup, on a
+// backend and a state of its own: from the name that it calls the repository by, and the
+// tag of the restic snapshot.
+func TestRestoreElsewhere(t *testing.T) {
+	here := newSite(t)
+	d := here.start()
+	data := d.volume(volumeRequest("data", writers))
+	put(t, d.publish(data, writers), "letter", "dear all\n")
+	d.snapshot(backupRequest("saved", data.GetVolumeId()))
+	d.unpublish(data)
+	var list []struct{ Tags []string }
+	out, err := here.restic("snapshots", "--json")
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &list)
+	}
+	if err != nil || len(list) != 1 {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	handle := ""
+	for _, tag := range list[0].Tags {
+		if id, ok := strings.CutPrefix(tag, "abaca.backup="); ok {
+			handle = "backup/of-old/" + id
+		}
+	}
+
+	there := newSite(t)
+	there.repository("of-old", here.path("offsite"))
+	d = there.start()
+	// As csi-snapshotter does for a VolumeSnapshotContent that somebody has written.
+	found, err := d.ListSnapshots(d.ctx(), &csi.ListSnapshotsRequest{SnapshotId: handle})
+	if err != nil || len(found.GetEntries()) != 1 || !found.GetEntries()[0].GetSnapshot().GetReadyToUse() {
+		t.Fatalf("%s: %v, %v", handle, found, err)
+	}
+	restored := d.volume(fromSnapshot(volumeRequest("restored", writers), handle))
+	if got := get(t, d.publish(restored, writers), "letter"); got != "dear all\n" {
+		t.Errorf("restored: %q", got)
+	}
+	d.unpublish(restored)
+}
+
 // TestUnchangedBackupIsCheap backs the same volume up again: nothing is read,
 // next to nothing added.
 func TestUnchangedBackupIsCheap(t *testing.T) {
