@@ -93,6 +93,11 @@ func newCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "abaca",
 		Short:         "A CSI driver for shared file systems with backup built in",
+		Long: `A CSI driver for shared file systems with backup built in.
+
+demo shows what it does, on this machine, and standalone serves one. In
+Kubernetes the chart runs controller, node, mover and ready, and CronJobs run
+schedule and maintain.`,
 		SilenceErrors: true, SilenceUsage: true,
 		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
 			cmd.SetContext(klog.NewContext(cmd.Context(), setLogger(os.Stderr, verbosity)))

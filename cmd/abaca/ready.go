@@ -151,7 +151,7 @@ func asked(r *http.Request) (verb, resource, name string) {
 func newReadyCommand() *cobra.Command {
 	var endpoint string
 	cmd := &cobra.Command{
-		Use: "ready", Short: "Say whether the driver beside this has what it needs, or what is missing", Args: cobra.NoArgs,
+		Use: "ready", Short: "Say what the driver beside this lacks, or nothing (run by a probe)", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), 5*time.Second)
 			defer cancel()

@@ -36,11 +36,13 @@ func newScheduleCommand() *cobra.Command {
 	o := scheduleOptions{}
 	cmd := &cobra.Command{
 		Use: "schedule", Short: "Make a VolumeSnapshot of each claim and tier, and drop those that no rule keeps (run by a CronJob)", Args: cobra.NoArgs,
+		Example: `  abaca schedule --selector app=shop --tier class=abaca-snapshot,keep-last=24 --tier class=abaca-backup,keep-daily=7,keep-weekly=5
+  abaca schedule --schedule nightly --pvc data --tier class=abaca-backup,keep-daily=7 --dry-run   # by hand, over KUBECONFIG`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.selector, "selector", "", "the claims of the namespace by label")
-	f.StringArrayVar(&o.claims, "pvc", nil, "a claim by `name`; may be repeated")
+	f.StringVar(&o.selector, "selector", "", "the claims of the namespace by label; this or --pvc is required")
+	f.StringArrayVar(&o.claims, "pvc", nil, "a claim by `name`, instead of --selector; may be repeated")
 	f.StringArrayVar(&o.tiers, "tier", nil, "what is made of each claim, and what is kept: class=NAME,keep-daily=7,... ; may be repeated (required)")
 	f.StringVar(&o.schedule, "schedule", "", "the name of the schedule (default: the CronJob of the Job that this runs in)")
 	f.StringVar(&o.namespace, "namespace", "", "the namespace (default: that of the pod, or of the kubeconfig)")
