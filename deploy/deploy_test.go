@@ -921,8 +921,8 @@ func TestNotes(t *testing.T) {
 	const local = "backends: [{name: l, local: {node: n1}}]\n"
 	for values, words := range map[string][]string{
 		local: {"no VolumeSnapshots", "no repository", "node n1"},
-		local + "repositories: [{name: r, secretName: my-secret}]":                                                                           {"Secret my-secret of repository r. Backups to it are refused"},
-		"backends: [{name: m, manila: {cloud: c, cloudsSecret: my-cloud}}]\nnetworkPolicy: {enabled: true}\ncontroller: {hostNetwork: true}": {"Secret my-cloud", "networkPolicy"},
+		local + "repositories: [{name: r, secretName: my-secret}]":                                                                           {"Secret my-secret of repository r. Backups to it are refused", "no `schedules`"},
+		"backends: [{name: m, manila: {cloud: c, cloudsSecret: my-cloud}}]\nnetworkPolicy: {enabled: true}\ncontroller: {hostNetwork: true}": {"Secret my-cloud", "networkPolicy", "m has no `instance`"},
 	} {
 		out, err := run(t, values, "install", "--dry-run=client")
 		if err != nil {

@@ -91,8 +91,8 @@ func conclude(cmd *cobra.Command, format string, r jobResult, err error) error {
 func newCommand() *cobra.Command {
 	var verbosity int
 	root := &cobra.Command{
-		Use:           "abaca",
-		Short:         "A CSI driver for shared file systems with backup built in",
+		Use:   "abaca",
+		Short: "A CSI driver for shared file systems with backup built in",
 		Long: `A CSI driver for shared file systems with backup built in.
 
 demo shows what it does, on this machine, and standalone serves one. In

@@ -30,7 +30,7 @@ func newMaintainCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "maintain", Short: "Check a repository, a part of all bytes at a time, and prune it (run by a CronJob)", Args: cobra.NoArgs,
 		Example: "  abaca maintain --repositories /etc/abaca/repositories --repository offsite --cache /var/cache/abaca",
-		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
+		RunE:    func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.repositories, "repositories", "", "the directory with one folder for each restic repository")
