@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
-	"github.com/abaca-csi/abaca/pkg/backup"
 	"github.com/abaca-csi/abaca/pkg/maintain"
 )
 
@@ -63,7 +62,12 @@ func (o maintainOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	repository, err := backup.Directory{Path: o.repositories, Program: program, CacheDir: o.cache}.Open(ctx, o.Repository)
+	repositories, err := repositoriesIn(o.repositories, program)
+	if err != nil {
+		return err
+	}
+	repositories.CacheDir = o.cache
+	repository, err := repositories.Open(ctx, o.Repository)
 	if err != nil {
 		return err
 	}

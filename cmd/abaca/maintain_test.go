@@ -62,6 +62,9 @@ func TestMaintain(t *testing.T) {
 	if _, said, code := run("--repository", "ofsite"); code != 1 || !strings.Contains(said, "known are offsite") {
 		t.Errorf("%d: %s", code, said)
 	}
+	if _, said, code := run("--repositories", dir+"/none"); code != 1 || !strings.Contains(said, "--repositories "+dir+"/none is not a directory") {
+		t.Errorf("%d: %s", code, said)
+	}
 	plain("init", "-q")
 	plain("backup", "-q", "--tag", "abaca.backup=b1", "--tag", "abaca.volume=local/v", "--host", "shop/data", file)
 	if out, said, code := run("--dry-run"); code != 0 || !strings.Contains(out, "reads 1/16") || said != "" {

@@ -313,14 +313,21 @@ func resticFlags(f *pflag.FlagSet, program *string, anyVersion *bool) {
 	f.BoolVar(anyVersion, "any-restic-version", false, "use the restic program even if it is not version "+restic.PinnedVersion)
 }
 
+// repositoriesIn are those of --repositories, over the restic program.
+func repositoriesIn(dir, program string) (backup.Directory, error) {
+	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+		return backup.Directory{}, fmt.Errorf("--repositories %s is not a directory", dir)
+	}
+	return backup.Directory{Path: dir, Program: program}, nil
+}
+
 // engine sets the backups up: repositories from a directory, movers as Jobs, which
 // are then returned too, or as child processes of this program.
 func (o serveOptions) engine(backends map[string]backend.Backend, node backend.Node) (*backup.Engine, *kube.Runner, error) {
-	if info, err := os.Stat(o.repositories); err != nil || !info.IsDir() {
-		return nil, nil, fmt.Errorf("--repositories %s is not a directory", o.repositories)
+	repositories, err := repositoriesIn(o.repositories, o.restic)
+	if err != nil {
+		return nil, nil, err
 	}
-	repositories := backup.Directory{Path: o.repositories, Program: o.restic}
-	var err error
 	if repositories.CacheDir, err = o.state("cache"); err != nil {
 		return nil, nil, err
 	}
