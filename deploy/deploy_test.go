@@ -48,7 +48,7 @@ const (
 	everythingManila = `
 backends:
 - {name: one, manila: {cloud: a, cloudsSecret: clouds-a, instance: x}}
-- {name: two, manila: {cloud: b, cloudsSecret: clouds-b}}
+- {name: two, manila: {cloud: b, cloudsSecret: clouds-b, instance: i}}
 repositories: [{name: offsite, secretName: offsite}, {name: near.by, secretName: nearby}]
 repositoryNamespaces: [shop, bank]
 imagePullSecrets: [{name: pull}]
@@ -396,7 +396,7 @@ func TestWhoConnects(t *testing.T) {
 // TestReplicas: there are two controllers wherever two can be, apart from each other,
 // and what drains nodes leaves one.
 func TestReplicas(t *testing.T) {
-	const local, manila = "backends: [{name: l, local: {node: n1}}]\n", "backends: [{name: m, manila: {cloud: c, cloudsSecret: s}}]\n"
+	const local, manila = "backends: [{name: l, local: {node: n1}}]\n", "backends: [{name: m, manila: {cloud: c, cloudsSecret: s, instance: i}}]\n"
 	for values, want := range map[string]int32{
 		local:                                1,
 		local + "controller: {replicas: 2}":  2,
@@ -581,36 +581,37 @@ func TestScheduleExample(t *testing.T) {
 
 // TestRefusedValues: a value that is not known, or cannot work, is refused with its name.
 func TestRefusedValues(t *testing.T) {
-	const local, manila = "backends: [{name: l, local: {node: n1}}]\n", "backends: [{name: m, manila: {cloud: c, cloudsSecret: s}}]\n"
+	const local, manila = "backends: [{name: l, local: {node: n1}}]\n", "backends: [{name: m, manila: {cloud: c, cloudsSecret: s, instance: i}}]\n"
 	for values, word := range map[string]string{
 		"":                                   "backends",
 		local + "replica: 1":                 "replica",
 		local + "controller: {replica: 1}":   "replica",
 		local + "controller: {replicas: 10}": "replicas",
 		local + "movers: {limit: 0}":         "movers/limit",
-		local + "controller: {provisioner: {timeout: 10}}":                                         "timeout",
-		local + "node: {zone: a/b}":                                                                "zone",
-		local + "kubeletDir: var/lib":                                                              "kubeletDir",
-		local + "repositories: [{name: '@x', secretName: s}]":                                      "repositories/0/name",
-		local + "repositoryNamespaces: [a/b]":                                                      "repositoryNamespaces/0",
-		local + "repositories: [{name: Off, secretName: s}]":                                       "repositories/0/name",
-		local + "snapshotClasses: [{name: s, type: snapshot, repository: r}]":                      "repository",
-		local + "snapshotClasses: [{name: s, type: backup, repository: r}]":                        `repository "r"`,
-		local + "storageClasses: [{name: s, backend: x}]":                                          `backend "x"`,
-		local + "storageClasses: [{name: s, parameters: {backend: x}}]":                            "parameters",
-		local + "state: {existingClaim: c}":                                                        "existingClaim",
-		manila + "state: {existingClaim: c}\ncontroller: {replicas: 2}":                            "existingClaimShared",
-		local + "controller: {metrics: {enabled: true}}":                                           "networkPolicy.metricsFrom",
-		manila + "monitoring: {serviceMonitor: {enabled: true}}":                                   "networkPolicy.metricsFrom",
-		manila + "csiDriver: {attachRequired: false}":                                              "attachRequired",
-		"backends: [{name: backup, local: {node: n1}}]":                                            "backends/0/name",
-		"backends: [{name: l}]":                                                                    "backends/0",
-		"backends: [{name: l, local: {size: 10Gi}}]":                                               "node",
-		"backends: [{name: l, local: {node: n1, size: ten}}]":                                      "size",
-		"backends: [{name: l, local: {node: n1}, manila: {cloud: c, cloudsSecret: s}}]":            "backends/0",
-		"backends: [{name: l, local: {node: n1}}, {name: m, local: {node: n2}}]":                   "n1, n2",
-		"backends: [{name: l, local: {node: n1}}, {name: m, manila: {cloud: c, cloudsSecret: s}}]": "together",
-		"backends: [{name: m, manila: {cloud: c, cloudsSecret: s, password: p}}]":                  "password",
+		local + "controller: {provisioner: {timeout: 10}}":                                                      "timeout",
+		local + "node: {zone: a/b}":                                                                             "zone",
+		local + "kubeletDir: var/lib":                                                                           "kubeletDir",
+		local + "repositories: [{name: '@x', secretName: s}]":                                                   "repositories/0/name",
+		local + "repositoryNamespaces: [a/b]":                                                                   "repositoryNamespaces/0",
+		local + "repositories: [{name: Off, secretName: s}]":                                                    "repositories/0/name",
+		local + "snapshotClasses: [{name: s, type: snapshot, repository: r}]":                                   "repository",
+		local + "snapshotClasses: [{name: s, type: backup, repository: r}]":                                     `repository "r"`,
+		local + "storageClasses: [{name: s, backend: x}]":                                                       `backend "x"`,
+		local + "storageClasses: [{name: s, parameters: {backend: x}}]":                                         "parameters",
+		local + "state: {existingClaim: c}":                                                                     "existingClaim",
+		manila + "state: {existingClaim: c}\ncontroller: {replicas: 2}":                                         "existingClaimShared",
+		local + "controller: {metrics: {enabled: true}}":                                                        "networkPolicy.metricsFrom",
+		manila + "monitoring: {serviceMonitor: {enabled: true}}":                                                "networkPolicy.metricsFrom",
+		manila + "csiDriver: {attachRequired: false}":                                                           "attachRequired",
+		"backends: [{name: backup, local: {node: n1}}]":                                                         "backends/0/name",
+		"backends: [{name: m, manila: {cloud: c, cloudsSecret: s}}]":                                            "instance",
+		"backends: [{name: l}]":                                                                                 "backends/0",
+		"backends: [{name: l, local: {size: 10Gi}}]":                                                            "node",
+		"backends: [{name: l, local: {node: n1, size: ten}}]":                                                   "size",
+		"backends: [{name: l, local: {node: n1}, manila: {cloud: c, cloudsSecret: s, instance: i}}]":            "backends/0",
+		"backends: [{name: l, local: {node: n1}}, {name: m, local: {node: n2}}]":                                "n1, n2",
+		"backends: [{name: l, local: {node: n1}}, {name: m, manila: {cloud: c, cloudsSecret: s, instance: i}}]": "together",
+		"backends: [{name: m, manila: {cloud: c, cloudsSecret: s, instance: i, password: p}}]":                  "password",
 	} {
 		if _, err := helm(t, values); err == nil || !strings.Contains(err.Error(), word) {
 			t.Errorf("%s: %v; it does not speak of %s", values, err, word)
@@ -921,8 +922,8 @@ func TestNotes(t *testing.T) {
 	const local = "backends: [{name: l, local: {node: n1}}]\n"
 	for values, words := range map[string][]string{
 		local: {"no VolumeSnapshots", "no repository", "node n1"},
-		local + "repositories: [{name: r, secretName: my-secret}]":                                                                           {"Secret my-secret of repository r. Backups to it are refused", "no `schedules`"},
-		"backends: [{name: m, manila: {cloud: c, cloudsSecret: my-cloud}}]\nnetworkPolicy: {enabled: true}\ncontroller: {hostNetwork: true}": {"Secret my-cloud", "networkPolicy", "m has no `instance`"},
+		local + "repositories: [{name: r, secretName: my-secret}]": {"Secret my-secret of repository r. Backups to it are refused", "no `schedules`"},
+		"backends: [{name: m, manila: {cloud: c, cloudsSecret: my-cloud, instance: i}}]\nnetworkPolicy: {enabled: true}\ncontroller: {hostNetwork: true}": {"Secret my-cloud", "networkPolicy"},
 	} {
 		out, err := run(t, values, "install", "--dry-run=client")
 		if err != nil {

@@ -109,7 +109,7 @@ func TestMonitoring(t *testing.T) {
 	if off := renderMonitoring(t, "backends: [{name: l, local: {node: n1}}]"); len(off) > 0 {
 		t.Errorf("%d objects though all is off", len(off))
 	}
-	if _, err := helm(t, "backends: [{name: m, manila: {cloud: c, cloudsSecret: s}}]\ncontroller: {metrics: {enabled: false}}\nmonitoring: {serviceMonitor: {enabled: true}}"); err == nil || !strings.Contains(err.Error(), "controller.metrics") {
+	if _, err := helm(t, "backends: [{name: m, manila: {cloud: c, cloudsSecret: s, instance: i}}]\ncontroller: {metrics: {enabled: false}}\nmonitoring: {serviceMonitor: {enabled: true}}"); err == nil || !strings.Contains(err.Error(), "controller.metrics") {
 		t.Errorf("metrics that are not there are watched: %v", err)
 	}
 

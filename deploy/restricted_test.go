@@ -26,7 +26,7 @@ func TestRestrictedController(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root, to give it up")
 	}
-	const manila = "backends: [{name: m, manila: {cloud: fake, cloudsSecret: s}}]\n"
+	const manila = "backends: [{name: m, manila: {cloud: fake, cloudsSecret: s, instance: i}}]\n"
 	for values, capability := range map[string]string{manila: "", manila + "repositories: [{name: r, secretName: s}]": "SYS_ADMIN"} {
 		all := render(t, values)
 		c := pod(all)["controller"].Spec.Containers[0]

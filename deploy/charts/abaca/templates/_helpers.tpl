@@ -110,9 +110,7 @@ backends:
   manila:
     clouds: /etc/abaca/clouds/{{ .name }}/clouds.yaml
     cloud: {{ .manila.cloud | quote }}
-    {{- with .manila.instance }}
-    instance: {{ . | quote }}
-    {{- end }}
+    instance: {{ .manila.instance | quote }}
   {{- end }}
 {{- end }}
 {{- end }}
