@@ -14,6 +14,7 @@ import (
 
 	"github.com/abaca-csi/abaca/pkg/backend"
 	"github.com/abaca-csi/abaca/pkg/mover"
+	"github.com/abaca-csi/abaca/pkg/once"
 )
 
 // Run looks after the jobs until ctx ends: it finishes what a mover has ended,
@@ -22,7 +23,7 @@ func (e *Engine) Run(ctx context.Context) {
 	log := klog.FromContext(ctx)
 	tick := time.NewTicker(e.Tick)
 	defer tick.Stop()
-	said := map[string]string{} // the last error of each job, to say each once
+	var said once.Said
 	unasked := newDrafts(e)
 	var beside sync.WaitGroup
 	defer beside.Wait()
@@ -47,21 +48,18 @@ func (e *Engine) Run(ctx context.Context) {
 		}
 		e.saw(jobs)
 		unasked.tick(ctx, jobs)
-		failed := map[string]string{} // no more of those that are gone
+		said.Next()
 		for _, st := range jobs {
 			e.tell(ctx, st)
 			id := st.Job.Task.ID
 			if st.Job.Task.Backup == nil || st.Phase == Running || e.released(st) {
 				continue // whoever asked for a restore looks after it, and else unasked does
 			}
-			if err := e.look(ctx, id); err != nil && ctx.Err() == nil && !errors.Is(err, backend.ErrPending) {
-				if said[id] != err.Error() {
-					log.Error(err, "Backup is not done", "backup", id)
-				}
-				failed[id] = err.Error()
+			err := e.look(ctx, id)
+			if err != nil && ctx.Err() == nil && !errors.Is(err, backend.ErrPending) && said.New(id+": "+err.Error()) {
+				log.Error(err, "Backup is not done", "backup", id)
 			}
 		}
-		said = failed
 	}
 }
 
