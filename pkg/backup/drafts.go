@@ -161,26 +161,14 @@ func (d *drafts) say(ctx context.Context, of draft, err error) {
 // giveUp drops the record of a restore that has not begun again since it was seen.
 func (e *Engine) giveUp(ctx context.Context, seen *Status) error {
 	id := seen.Job.Task.ID
-	release, err := e.lock(id)
-	if err != nil {
-		return err
-	}
-	defer release()
-	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
-	defer cancel()
-	st, err := e.Runner.Status(ctx, id)
-	if errors.Is(err, backend.ErrNotFound) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if st.Phase == Running || st.Job.Attempt != seen.Job.Attempt {
-		return fmt.Errorf("%s is asked about: %w", id, backend.ErrPending)
-	}
-	e.remember(st)
-	if err := e.release(ctx, st.Job); err != nil {
-		return err
-	}
-	return e.Runner.Remove(ctx, id)
+	return e.attend(ctx, id, func(ctx context.Context, st *Status) error {
+		if st.Phase == Running || st.Job.Attempt != seen.Job.Attempt {
+			return fmt.Errorf("%s is asked about: %w", id, backend.ErrPending)
+		}
+		e.remember(st)
+		if err := e.release(ctx, st.Job); err != nil {
+			return err
+		}
+		return e.Runner.Remove(ctx, id)
+	})
 }

@@ -112,6 +112,26 @@ func TestDraftWithoutARecord(t *testing.T) {
 	}
 }
 
+// TestDefectEndsNobody: what panics for one restore that nobody asks about is an error of it.
+func TestDefectEndsNobody(t *testing.T) {
+	b := newBench(t)
+	b.must(errOf(b.Restore(t.Context(), RestoreRequest{ID: "restore-x", Repository: "offsite", Backup: "one", Backend: "mem", Share: b.share.ID, Wanted: always})))
+	b.runner.jobs["restore-x"].Phase = Succeeded
+	b.runner.onRelease = func(context.Context) { panic("a defect") }
+	d := newDrafts(b.Engine)
+	b.pass(d)
+	b.now = b.now.Add(askedAgain)
+	b.pass(d)
+	seen := b.runner.jobs["restore-x"]
+	if first, next := b.giveUp(t.Context(), seen), b.giveUp(t.Context(), seen); first.Error() != next.Error() {
+		t.Errorf("it is logged anew each time:\n%v\n%v", first, next)
+	}
+	b.runner.onRelease = nil
+	if b.pass(d); len(b.runner.jobs) > 0 {
+		t.Error("the restore is not given up afterwards")
+	}
+}
+
 // pass is one look at the records.
 func (b *bench) pass(d *drafts) {
 	b.t.Helper()

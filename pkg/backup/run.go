@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -152,12 +153,24 @@ func (e *Engine) refresh(ctx context.Context) {
 	}
 }
 
-// look advances one job, read again under its lock.
-func (e *Engine) look(ctx context.Context, id string) (err error) {
+// look advances one job.
+func (e *Engine) look(ctx context.Context, id string) error {
+	return e.attend(ctx, id, func(ctx context.Context, st *Status) error {
+		_, err := e.advance(ctx, st)
+		return err
+	})
+}
+
+// addresses differ in each stack, and an error that stays the same is said once.
+var addresses = regexp.MustCompile(`0x[0-9a-f]+`)
+
+// attend does something for a job that no request asks about, read again under its
+// lock; nothing if it is gone.
+func (e *Engine) attend(ctx context.Context, id string, do func(context.Context, *Status) error) (err error) {
 	defer func() {
 		// No request waits for it, so none would answer a panic.
 		if p := recover(); p != nil {
-			err = fmt.Errorf("the driver has a defect: %v\n%s", p, debug.Stack())
+			err = fmt.Errorf("the driver has a defect: %v\n%s", p, addresses.ReplaceAll(debug.Stack(), nil))
 		}
 	}()
 	release, err := e.lock(id)
@@ -174,8 +187,7 @@ func (e *Engine) look(ctx context.Context, id string) (err error) {
 	if err != nil {
 		return err
 	}
-	_, err = e.advance(ctx, st)
-	return err
+	return do(ctx, st)
 }
 
 // sweep removes temporary snapshots of backups that no job knows: a controller
