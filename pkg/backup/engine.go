@@ -454,6 +454,10 @@ func (st *Status) backup() *Backup {
 	b.Ready, b.Failure, b.Lost = st.Phase == Succeeded, st.Result.Error, st.Result.Reason.Lasting()
 	b.Snapshot, b.Summary, b.Partial = st.Result.Snapshot, st.Result.Backup, st.Result.Partial
 	if st.Result.Backup != nil {
+func (st *Status) isBackupIn(repository string) bool {
+	return st.Job.Task.Backup != nil && st.Job.Task.Repository == repository
+}
+
 		b.Files = st.Result.Backup.TotalFiles
 	}
 	return b

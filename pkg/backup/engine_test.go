@@ -372,8 +372,6 @@ func TestPassingFailureIsTriedAgain(t *testing.T) {
 	}
 }
 
-// A repository that cannot be asked keeps the record, which outranks what an
-// incomplete backup may have left there.
 // TestOneNameInTwoRepositories: the name of a backup is its identity, wherever
 // it is.
 func TestOneNameInTwoRepositories(t *testing.T) {
@@ -401,6 +399,8 @@ func TestOneNameInTwoRepositories(t *testing.T) {
 	}
 }
 
+// A repository that cannot be asked keeps the record, which outranks what an
+// incomplete backup may have left there.
 func TestDeleteKeepsTheRecordUntilTheEnd(t *testing.T) {
 	b := newBench(t)
 	if _, err := b.Backup(t.Context(), b.request("one")); err != nil {
@@ -626,6 +626,12 @@ func TestDelete(t *testing.T) {
 	}
 	if err := b.Delete(t.Context(), "gone", "two"); !errors.Is(err, backend.ErrInUse) {
 		t.Errorf("in a repository that is not configured: %v", err)
+	}
+	if _, err := b.Backup(t.Context(), b.request("four")); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Delete(t.Context(), "empty", "four"); err != nil || len(b.runner.jobs) != 1 || b.snapshots() != 1 {
+		t.Errorf("of the same name in another repository: %v, %d records, %d snapshots", err, len(b.runner.jobs), b.snapshots())
 	}
 }
 

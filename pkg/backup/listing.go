@@ -36,7 +36,7 @@ type listing struct {
 // Find returns one backup. ErrNotFound when there is none.
 func (e *Engine) Find(ctx context.Context, repository, id string) (*Backup, error) {
 	st, err := e.Runner.Status(ctx, id)
-	if err == nil && st.Job.Task.Backup != nil && st.Job.Task.Repository == repository {
+	if err == nil && st.isBackupIn(repository) {
 		return st.backup(), nil
 	}
 	if err != nil && !errors.Is(err, backend.ErrNotFound) {
