@@ -301,6 +301,9 @@ func (e *Engine) advance(ctx context.Context, st *Status) (*Backup, error) {
 			if err != nil {
 				return nil, err
 			}
+			if errors.Is(err, errNoBackup) {
+				return nil, fmt.Errorf("backup %q was made, and is not in %s any more: %w", b.Name, Title(b.Repository), backend.ErrUnavailable)
+			}
 			b = found
 		}
 		if err := e.Runner.Remove(ctx, st.Job.Task.ID); err != nil {

@@ -635,6 +635,19 @@ func TestDelete(t *testing.T) {
 	}
 }
 
+// TestLostAfterASuccess: a mover that has made a backup, of which the repository knows
+// nothing, is no mistake in the class.
+func TestLostAfterASuccess(t *testing.T) {
+	b := newBench(t)
+	if _, err := b.Backup(t.Context(), b.request("one")); err != nil {
+		t.Fatal(err)
+	}
+	b.end("one", mover.Result{})
+	if _, err := b.Backup(t.Context(), b.request("one")); !errors.Is(err, backend.ErrUnavailable) || errors.Is(err, backend.ErrNotFound) {
+		t.Errorf("it is not in the repository: %v", err)
+	}
+}
+
 // TestEndings: what abaca_mover_ended_total counts; a backup that lacks files is no success
 // like the others.
 func TestEndings(t *testing.T) {
