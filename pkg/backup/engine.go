@@ -86,7 +86,10 @@ type Engine struct {
 	ended    map[ending]int
 	// releasedAt is as seen, of jobs for which nothing is held any more.
 	releasedAt map[string]time.Time
-	learned    int // counts what was learned or forgotten of any repository
+	// asking counts the repositories that are being listed, learned are the backups that
+	// were made meanwhile, and forgotten counts the deletions.
+	asking, forgotten int
+	learned           []*Backup
 	// sawAt is when a record of a backup was seen last, by its id.
 	sawAt map[string]time.Time
 }
@@ -298,11 +301,11 @@ func (e *Engine) advance(ctx context.Context, st *Status) (*Backup, error) {
 			e.learn(b)
 		} else { // another controller had made it, of another cut
 			found, _, err := e.lookup(ctx, b.Repository, b.ID, b.Volume, 0)
-			if err != nil {
-				return nil, err
-			}
 			if errors.Is(err, errNoBackup) {
 				return nil, fmt.Errorf("backup %q was made, and is not in %s any more: %w", b.Name, Title(b.Repository), backend.ErrUnavailable)
+			}
+			if err != nil {
+				return nil, err
 			}
 			b = found
 		}
@@ -451,16 +454,16 @@ func (st *Status) trouble() error {
 	return told{fmt.Errorf("mover of %s, attempt %d: %s: %w", st.Job.Task.ID, st.Job.Attempt, text, backend.ErrUnavailable)}
 }
 
+func (st *Status) isBackupIn(repository string) bool {
+	return st.Job.Task.Backup != nil && st.Job.Task.Repository == repository
+}
+
 // backup says what a job has come to.
 func (st *Status) backup() *Backup {
 	b := describe(st.Job)
 	b.Ready, b.Failure, b.Lost = st.Phase == Succeeded, st.Result.Error, st.Result.Reason.Lasting()
 	b.Snapshot, b.Summary, b.Partial = st.Result.Snapshot, st.Result.Backup, st.Result.Partial
 	if st.Result.Backup != nil {
-func (st *Status) isBackupIn(repository string) bool {
-	return st.Job.Task.Backup != nil && st.Job.Task.Repository == repository
-}
-
 		b.Files = st.Result.Backup.TotalFiles
 	}
 	return b

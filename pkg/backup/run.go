@@ -73,7 +73,7 @@ type view struct {
 // jobs returns all jobs, as they were seen no longer ago than age.
 func (e *Engine) jobs(ctx context.Context, age time.Duration) ([]*Status, error) {
 	e.mu.Lock()
-	last := e.last
+	last, forgotten := e.last, e.forgotten
 	e.mu.Unlock()
 	now := e.Now()
 	if now.Sub(last.at) < age {
@@ -85,7 +85,7 @@ func (e *Engine) jobs(ctx context.Context, age time.Duration) ([]*Status, error)
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.last.at.Before(now) {
+	if e.last.at.Before(now) && forgotten == e.forgotten {
 		e.last = view{now, jobs}
 	}
 	return jobs, nil
