@@ -99,14 +99,20 @@ func (r *Runner) Start(ctx context.Context, job backup.Job, may func(context.Con
 		return err
 	}
 	if err := may(ctx); err != nil {
-		if rec.claimed() {
-			err = errors.Join(err, r.drop(ctx, rec))
-		}
-		return err
+		return errors.Join(err, r.unclaim(ctx, rec))
 	}
-	name, uid, err := r.make(ctx, template, job, rec.version)
+	name, err := attemptName(job, rec.version)
 	if err != nil {
 		return err
+	}
+	uid, err := r.make(ctx, template, job, name)
+	if err != nil {
+		// The next request is told why too, and not that somebody is at work on it.
+		left := r.unclaim(ctx, rec)
+		if left == nil && rec.claimed() { // so nobody can record what has been made
+			left = r.unmake(ctx, name)
+		}
+		return errors.Join(err, left)
 	}
 	next := &record{Job: job, Started: r.Now(), Name: name, UID: uid, version: rec.version}
 	if err := r.write(ctx, next); err != nil {
@@ -138,6 +144,14 @@ func (r *Runner) claim(ctx context.Context, job backup.Job) (*record, error) {
 		rec = nil
 	}
 	return rec, err
+}
+
+// unclaim drops a record that is a claim only.
+func (r *Runner) unclaim(ctx context.Context, rec *record) error {
+	if !rec.claimed() {
+		return nil
+	}
+	return r.drop(ctx, rec)
 }
 
 // Status implements [backup.Runner].
