@@ -52,17 +52,15 @@ func (e *Engine) Delete(ctx context.Context, repository, id string) error {
 		if err := e.release(ctx, st.Job); err != nil {
 			return err
 		}
-	case err != nil && !errors.Is(err, backend.ErrNotFound):
-		return err
 	}
 	if abandoned {
 		// Nobody can mend that, and the namespace could not go before its backups.
 		klog.FromContext(ctx).Info("Backup is left in its repository, as the namespace is gone", "backup", id, "repository", repository)
 	} else if err := e.forget(ctx, repo, repository, id); err != nil {
+		return err
+	}
 	if others {
 		return nil
-	}
-		return err
 	}
 	return e.Runner.Remove(ctx, id)
 }

@@ -216,6 +216,9 @@ func (r *Runner) maker(ctx context.Context, rec *record, s *survey) (*record, er
 		return rec, nil
 	}
 	now, err := maps.Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil // given back just now
+	}
 	if err != nil {
 		return nil, kind(err, "who makes repository %q", rec.Job.Task.Repository)
 	}

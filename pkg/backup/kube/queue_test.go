@@ -11,6 +11,8 @@ import (
 	"github.com/go-logr/logr/funcr"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/klog/v2"
 
 	"github.com/abaca-csi/abaca/pkg/backup"
@@ -165,6 +167,28 @@ func TestMaker(t *testing.T) {
 		if run := c.jobs(); len(run) != 1 {
 			t.Errorf("killed at call %d: %d movers make a repository", n, len(run))
 		}
+	}
+}
+
+// TestMakerGoes: who had the word may give it back between two looks at it.
+func TestMakerGoes(t *testing.T) {
+	c := newCluster(t)
+	r := c.runner()
+	word := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: makerName("offsite"), Labels: map[string]string{Attempt: "gone"}}}
+	if _, err := c.client.CoreV1().ConfigMaps("abaca").Create(t.Context(), word, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.client.PrependReactor("get", "configmaps", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		if name := a.(clienttesting.GetAction).GetName(); name == word.Name {
+			_ = c.client.Tracker().Delete(a.GetResource(), "abaca", name)
+		}
+		return false, nil, nil
+	})
+	if err := r.Start(t.Context(), unmade("a"), wanted); err != nil {
+		t.Error(err)
+	}
+	if err := r.admit(t.Context()); err != nil || len(c.jobs()) != 1 {
+		t.Errorf("%d movers run, %v", len(c.jobs()), err)
 	}
 }
 
