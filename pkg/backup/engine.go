@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"sync"
 	"time"
 
@@ -405,29 +404,6 @@ func (e *Engine) setReleased(st *Status) {
 		e.releasedAt = map[string]time.Time{}
 	}
 	e.releasedAt[st.Job.Task.ID] = st.Ended
-}
-
-// saw remembers whose records there are.
-func (e *Engine) saw(jobs []*Status) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	now := e.Now()
-	maps.DeleteFunc(e.sawAt, func(_ string, at time.Time) bool { return now.Sub(at) > sawAge })
-	if e.sawAt == nil {
-		e.sawAt = map[string]time.Time{}
-	}
-	for _, st := range jobs {
-		if st.Job.Task.Backup != nil {
-			e.sawAt[st.Job.Task.ID] = now
-		}
-	}
-}
-
-func (e *Engine) hasSeen(id string) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	_, ok := e.sawAt[id]
-	return ok
 }
 
 func (e *Engine) lock(id string) (func(), error) {

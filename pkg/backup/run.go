@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"regexp"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -62,51 +61,6 @@ func (e *Engine) Run(ctx context.Context) {
 			}
 		}
 	}
-}
-
-// view is what was seen of all jobs at once. Nobody changes it.
-type view struct {
-	at   time.Time
-	jobs []*Status
-}
-
-// jobs returns all jobs, as they were seen no longer ago than age.
-func (e *Engine) jobs(ctx context.Context, age time.Duration) ([]*Status, error) {
-	e.mu.Lock()
-	last, forgotten := e.last, e.forgotten
-	e.mu.Unlock()
-	now := e.Now()
-	if now.Sub(last.at) < age {
-		return last.jobs, nil
-	}
-	jobs, err := e.Runner.Jobs(ctx)
-	if err != nil {
-		return nil, err
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.last.at.Before(now) && forgotten == e.forgotten {
-		e.last = view{now, jobs}
-	}
-	return jobs, nil
-}
-
-// viewAge is how old a view may be for those who do not decide by it: Run makes one
-// in each tick.
-func (e *Engine) viewAge() time.Duration { return 2 * e.Tick }
-
-// seenRunning returns a job that Run has just seen running, nil if it has not.
-func (e *Engine) seenRunning(id string) *Status {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.Now().Sub(e.last.at) >= e.viewAge() {
-		return nil
-	}
-	i := slices.IndexFunc(e.last.jobs, func(st *Status) bool { return st.Job.Task.ID == id && st.Phase == Running })
-	if i < 0 {
-		return nil
-	}
-	return e.last.jobs[i]
 }
 
 // wake makes Run look after the jobs at once.
@@ -222,43 +176,4 @@ func (e *Engine) sweepOne(ctx context.Context, job Job) error {
 	defer cancel()
 	klog.FromContext(ctx).Info("Removing a temporary snapshot that was left behind", "snapshotID", job.Snapshot, "backup", id)
 	return e.release(ctx, job)
-}
-
-// Recent returns the attempts that ended under this process, oldest first.
-func (e *Engine) Recent() []*Status {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return slices.Clone(e.recent)
-}
-
-func (e *Engine) remember(st *Status) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	id := st.Job.Task.ID
-	if e.seen[id].Equal(st.Ended) {
-		return
-	}
-	if e.seen == nil {
-		e.seen, e.ended = map[string]time.Time{}, map[ending]int{}
-	}
-	e.seen[id] = st.Ended
-	e.ended[endingOf(st)]++
-	e.recent = append(e.recent, st)
-	if len(e.recent) > recentMax {
-		delete(e.seen, e.recent[0].Job.Task.ID)
-		e.recent = slices.Delete(e.recent, 0, 1)
-	}
-}
-
-// learnEnded adds what movers have made and nobody has looked at yet, so that
-// the next backup of a volume is compared with it. What ends in between, the mover
-// sees in the repository.
-func (e *Engine) learnEnded(ctx context.Context) error {
-	jobs, err := e.jobs(ctx, e.viewAge())
-	for _, st := range jobs {
-		if st.Phase == Succeeded && st.Result.Backup != nil {
-			e.learn(st.backup())
-		}
-	}
-	return err
 }
