@@ -52,8 +52,7 @@ const (
 // and delete on ConfigMaps, get, list, create, patch and delete on Jobs, list,
 // create and delete on PersistentVolumeClaims, create on Secrets, list on pods and
 // events, get on pods/log and the PodTemplate, all in its namespace, what
-// [Repositories] needs, and list, create and delete on
-// PersistentVolumes.
+// [Repositories] needs, and list, create and delete on PersistentVolumes.
 type Runner struct {
 	Client kubernetes.Interface
 	// Namespace is where movers run, and Template the name of a PodTemplate there,
@@ -61,11 +60,11 @@ type Runner struct {
 	// where they may run, its cache, how many at a time, and which Secret is
 	// whose repository's.
 	Namespace, Template string
-	// Driver is the name of the CSI driver, and Handle the id by which it publishes
-	// what a mover reads or fills.
-	// ZoneKey is the label of a node that says in which zone it is.
+	// Driver is the name of the CSI driver, and ZoneKey the label of a node that says
+	// in which zone it is.
 	Driver, ZoneKey string
-	Handle          func(backup.Job) string
+	// Handle is the id by which the driver publishes what a mover reads or fills.
+	Handle func(backup.Job) string
 	// Repositories are those that movers write to. A mover that ended without a
 	// word leaves locks, which bear the name of its attempt as their host.
 	Repositories backup.Repositories
@@ -277,8 +276,9 @@ func (r *Runner) release(ctx context.Context, id string) (*record, error) {
 	return rec, r.clear(ctx, rec)
 }
 
-// clear removes the objects of the attempt that has ended, and waits until they are gone: then nothing of it is mounted or attached anywhere. Only
-// then its locks are those of a process that is gone.
+// clear removes the objects of the attempt that has ended, and waits until they are gone:
+// then nothing of it is mounted or attached anywhere. Only then its locks are those of a
+// process that is gone.
 func (r *Runner) clear(ctx context.Context, rec *record) error {
 	if rec.Name == "" {
 		return nil // it was claimed only
