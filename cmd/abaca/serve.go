@@ -22,6 +22,7 @@ import (
 	snapshots "github.com/kubernetes-csi/external-snapshotter/client/v8/clientset/versioned"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/klog/v2"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
@@ -148,21 +149,12 @@ func (o serveOptions) run(ctx context.Context) error {
 	}
 	calls := newCalls()
 	for _, b := range c.Backends {
-		driver.DefaultBackend = cmp.Or(driver.DefaultBackend, b.Name)
-		if b.Manila != nil {
-			opened, err := o.manila(ctx, b.Manila, o.lacks.backend(b.Name, calls.of(b.Name)))
-			if err != nil {
-				return fmt.Errorf("backend %q: %w", b.Name, err)
-			}
-			driver.Backends[b.Name] = opened
-			continue
-		}
-		opened, err := local.Open(ctx, local.Options{Path: b.Local.Path, Size: b.Local.Size, Node: o.nodeID})
+		opened, shut, err := o.backend(ctx, b, calls)
 		if err != nil {
 			return fmt.Errorf("backend %q: %w", b.Name, err)
 		}
-		defer opened.Close()
-		driver.Backends[b.Name] = opened
+		defer shut()
+		driver.Backends[b.Name], driver.DefaultBackend = opened, cmp.Or(driver.DefaultBackend, b.Name)
 	}
 	if driver.StagedDir, err = o.state("staged"); err != nil {
 		return err
@@ -179,21 +171,10 @@ func (o serveOptions) run(ctx context.Context) error {
 	}
 	news, events := &backup.News{}, (*kube.Events)(nil)
 	if o.events {
-		client, err := inCluster(o.lacks.kubernetes)
-		if err != nil {
+		if events, driver.MarkPartial, err = o.tellers(); err != nil {
 			return fmt.Errorf("--events: %w", err)
 		}
-		events = kube.NewEvents(client, csi.DriverName)
 		news.To = events
-		config, err := clusterConfig(o.lacks.kubernetes)
-		if err != nil {
-			return fmt.Errorf("--events: %w", err)
-		}
-		marks, err := snapshots.NewForConfig(config)
-		if err != nil {
-			return fmt.Errorf("--events: %w", err)
-		}
-		driver.MarkPartial = markPartial(marks)
 	}
 	driver.Recorder = news
 	if driver.Backups != nil {
@@ -242,6 +223,33 @@ func (o serveOptions) run(ctx context.Context) error {
 	err = driver.Serve(ctx, listener, serveGrace)
 	klog.FromContext(ctx).Info("Ended")
 	return err
+}
+
+// backend opens a storage system. shut is to be called at the end.
+func (o serveOptions) backend(ctx context.Context, b backendConfig, calls calls) (opened backend.Backend, shut func() error, err error) {
+	if b.Manila != nil {
+		opened, err = o.manila(ctx, b.Manila, o.lacks.backend(b.Name, calls.of(b.Name)))
+		return opened, func() error { return nil }, err
+	}
+	l, err := local.Open(ctx, local.Options{Path: b.Local.Path, Size: b.Local.Size, Node: o.nodeID})
+	if err != nil {
+		return nil, nil, err
+	}
+	return l, l.Close, nil
+}
+
+// tellers write events, and that a backup is partial, on the objects of the cluster.
+func (o serveOptions) tellers() (*kube.Events, func(context.Context, backup.Object) error, error) {
+	config, err := clusterConfig(o.lacks.kubernetes)
+	if err != nil {
+		return nil, nil, err
+	}
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, nil, err
+	}
+	marks, err := snapshots.NewForConfig(config)
+	return kube.NewEvents(client, csi.DriverName), markPartial(marks), err
 }
 
 // defaultState is where records are without a local backend.

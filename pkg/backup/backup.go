@@ -10,9 +10,6 @@ package backup
 import (
 	"context"
 	"errors"
-	"fmt"
-	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
@@ -134,55 +131,4 @@ type Runner interface {
 	Release(ctx context.Context, id string) error
 	// Remove is Stop and Release, and drops the record. What has none is nil.
 	Remove(ctx context.Context, id string) error
-}
-
-// Repositories are the repositories that backups go to: an administrator's, and those
-// of namespaces ([OfNamespace]) where there is an orchestrator that has some.
-type Repositories interface {
-	// Names returns the names in a stable order.
-	Names(ctx context.Context) ([]string, error)
-	// Open returns backend.ErrNotFound for a name that is not there, with the
-	// names that are; backend.ErrInvalid for a configuration that is wrong; and
-	// ErrAbandoned for a repository whose namespace is gone or going.
-	Open(ctx context.Context, name string) (restic.Client, error)
-}
-
-// ErrAbandoned: with its namespace, a repository has lost whoever could say how it is
-// entered. It may hold backups still.
-var ErrAbandoned = errors.New("its namespace is gone")
-
-const (
-	ownMark = "@" // is in no administrator's name
-	// SecretName is the Secret in a namespace that is its own repository, as a folder
-	// of [Directory] is one, but read by [restic.ForeignEnv].
-	SecretName = "abaca-repository"
-)
-
-// OfNamespace is the name of the repository that is a namespace's own.
-func OfNamespace(namespace string) string { return ownMark + namespace }
-
-// Owner is the namespace whose own a repository is; empty for an administrator's.
-func Owner(repository string) string {
-	namespace, ok := strings.CutPrefix(repository, ownMark)
-	if !ok {
-		return ""
-	}
-	return namespace
-}
-
-// Title is a repository in a message: what a person has to look at.
-func Title(repository string) string {
-	if namespace := Owner(repository); namespace != "" {
-		return fmt.Sprintf("repository %q (Secret %s/%s)", repository, namespace, SecretName)
-	}
-	return fmt.Sprintf("repository %q", repository)
-}
-
-// Apart is the directory for what is kept of a repository: its own below dir if it is
-// a namespace's, which can call a repository what another is called, and otherwise dir.
-func Apart(dir, repository string) string {
-	if Owner(repository) == "" {
-		return dir
-	}
-	return filepath.Join(dir, repository)
 }

@@ -39,8 +39,11 @@ func (e *Engine) Delete(ctx context.Context, repository, id string) error {
 		return fmt.Errorf("delete backup %s: %w", id, err)
 	}
 	st, err := e.Runner.Status(ctx, id)
-	switch {
-	case err == nil && st.Job.Task.Backup != nil && st.Job.Task.Repository == repository:
+	if err != nil && !errors.Is(err, backend.ErrNotFound) {
+		return err
+	}
+	others := err == nil && !st.isBackupIn(repository)
+	if err == nil && !others {
 		// The record goes last: a killed controller finds the snapshot by it, and
 		// it outranks what an incomplete backup has left in the repository.
 		if err := e.Runner.Stop(ctx, id); err != nil {
@@ -49,14 +52,15 @@ func (e *Engine) Delete(ctx context.Context, repository, id string) error {
 		if err := e.release(ctx, st.Job); err != nil {
 			return err
 		}
-	case err != nil && !errors.Is(err, backend.ErrNotFound):
-		return err
 	}
 	if abandoned {
 		// Nobody can mend that, and the namespace could not go before its backups.
 		klog.FromContext(ctx).Info("Backup is left in its repository, as the namespace is gone", "backup", id, "repository", repository)
 	} else if err := e.forget(ctx, repo, repository, id); err != nil {
 		return err
+	}
+	if others {
+		return nil
 	}
 	return e.Runner.Remove(ctx, id)
 }

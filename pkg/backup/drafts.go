@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"time"
 
 	"k8s.io/klog/v2"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
+	"github.com/abaca-csi/abaca/pkg/once"
 )
 
 const (
@@ -37,24 +37,26 @@ type drafts struct {
 	engine *Engine
 	idle   map[string]idle     // restores whose movers have ended, by id
 	due    map[draft]time.Time // drafts without a record, and when they go
-	said   map[draft]string    // the last error of each
+	said   once.Said
 }
 
 func newDrafts(e *Engine) *drafts {
-	return &drafts{engine: e, idle: map[string]idle{}, due: map[draft]time.Time{}, said: map[draft]string{}}
+	return &drafts{engine: e, idle: map[string]idle{}, due: map[draft]time.Time{}}
 }
 
 // idle is since when a restore has waited to be asked about, and when it was last looked
-// whether its claim is gone.
+// whether its claim is gone; unclear is why that could not be seen.
 type idle struct {
 	attempt       int
 	since, looked time.Time
+	unclear       error
 }
 
 // tick looks at the records as they are now.
 func (d *drafts) tick(ctx context.Context, jobs []*Status) {
 	now := d.engine.Now()
-	waiting, seen := map[string]idle{}, map[draft]bool{}
+	d.said.Next()
+	waiting := map[string]idle{}
 	for _, st := range jobs {
 		if st.Job.Task.Restore == nil {
 			continue
@@ -64,20 +66,19 @@ func (d *drafts) tick(ctx context.Context, jobs []*Status) {
 		if st.Phase == Running {
 			continue
 		}
-		seen[of] = true
 		w, known := d.idle[id]
 		if !known || w.attempt != st.Job.Attempt {
-			w = idle{st.Job.Attempt, now, now}
+			w = idle{attempt: st.Job.Attempt, since: now, looked: now}
 		}
 		waits, rest := askedAgain, draftAge
 		if now.Sub(w.looked) >= goneAge {
 			w.looked = now
-			if gone, err := d.gone(ctx, st.Job); err != nil {
-				d.say(ctx, of, err)
-			} else if gone {
+			var gone bool
+			if gone, w.unclear = d.gone(ctx, st.Job); gone {
 				waits, rest = goneAge, goneAge
 			}
 		}
+		d.say(ctx, of, w.unclear)
 		waiting[id] = w
 		if now.Sub(w.since) < waits {
 			continue
@@ -101,10 +102,6 @@ func (d *drafts) tick(ctx context.Context, jobs []*Status) {
 		}
 		delete(d.due, of)
 	}
-	maps.DeleteFunc(d.said, func(of draft, _ string) bool { // no more of those that are gone
-		_, due := d.due[of]
-		return !due && !seen[of]
-	})
 }
 
 // sweep finds drafts: a controller may have been killed before it had written down
@@ -154,10 +151,9 @@ func (d *drafts) remove(ctx context.Context, of draft) error {
 	return b.DeleteShare(ctx, of.share)
 }
 
-// say tells each error once.
+// say tells each error once; nil is none.
 func (d *drafts) say(ctx context.Context, of draft, err error) {
-	if ctx.Err() == nil && !errors.Is(err, backend.ErrPending) && d.said[of] != err.Error() {
-		d.said[of] = err.Error()
+	if err != nil && ctx.Err() == nil && !errors.Is(err, backend.ErrPending) && d.said.New(fmt.Sprint(of, err)) {
 		klog.FromContext(ctx).Error(err, "Restore that nobody asks about is not cleared away", "backend", of.backend, "share", of.share)
 	}
 }
@@ -165,26 +161,14 @@ func (d *drafts) say(ctx context.Context, of draft, err error) {
 // giveUp drops the record of a restore that has not begun again since it was seen.
 func (e *Engine) giveUp(ctx context.Context, seen *Status) error {
 	id := seen.Job.Task.ID
-	release, err := e.lock(id)
-	if err != nil {
-		return err
-	}
-	defer release()
-	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
-	defer cancel()
-	st, err := e.Runner.Status(ctx, id)
-	if errors.Is(err, backend.ErrNotFound) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if st.Phase == Running || st.Job.Attempt != seen.Job.Attempt {
-		return fmt.Errorf("%s is asked about: %w", id, backend.ErrPending)
-	}
-	e.remember(st)
-	if err := e.release(ctx, st.Job); err != nil {
-		return err
-	}
-	return e.Runner.Remove(ctx, id)
+	return e.attend(ctx, id, func(ctx context.Context, st *Status) error {
+		if st.Phase == Running || st.Job.Attempt != seen.Job.Attempt {
+			return fmt.Errorf("%s is asked about: %w", id, backend.ErrPending)
+		}
+		e.remember(st)
+		if err := e.release(ctx, st.Job); err != nil {
+			return err
+		}
+		return e.Runner.Remove(ctx, id)
+	})
 }

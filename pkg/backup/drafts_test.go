@@ -6,6 +6,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr/funcr"
+	"k8s.io/klog/v2"
+
 	"github.com/abaca-csi/abaca/pkg/backend"
 	"github.com/abaca-csi/abaca/pkg/mover"
 )
@@ -79,9 +82,6 @@ func TestRestoreThatNobodyAsksAbout(t *testing.T) {
 			b.now = b.now.Add(time.Second)
 			b.pass(d)
 			there("in the end", c.recordStays, c.shareIs)
-			if len(d.said) > 0 {
-				t.Errorf("remembered of what is gone: %v", d.said)
-			}
 		})
 	}
 }
@@ -112,6 +112,26 @@ func TestDraftWithoutARecord(t *testing.T) {
 	}
 }
 
+// TestDefectEndsNobody: what panics for one restore that nobody asks about is an error of it.
+func TestDefectEndsNobody(t *testing.T) {
+	b := newBench(t)
+	b.must(errOf(b.Restore(t.Context(), RestoreRequest{ID: "restore-x", Repository: "offsite", Backup: "one", Backend: "mem", Share: b.share.ID, Wanted: always})))
+	b.runner.jobs["restore-x"].Phase = Succeeded
+	b.runner.onRelease = func(context.Context) { panic("a defect") }
+	d := newDrafts(b.Engine)
+	b.pass(d)
+	b.now = b.now.Add(askedAgain)
+	b.pass(d)
+	seen := b.runner.jobs["restore-x"]
+	if first, next := b.giveUp(t.Context(), seen), b.giveUp(t.Context(), seen); first.Error() != next.Error() {
+		t.Errorf("it is logged anew each time:\n%v\n%v", first, next)
+	}
+	b.runner.onRelease = nil
+	if b.pass(d); len(b.runner.jobs) > 0 {
+		t.Error("the restore is not given up afterwards")
+	}
+}
+
 // pass is one look at the records.
 func (b *bench) pass(d *drafts) {
 	b.t.Helper()
@@ -129,19 +149,22 @@ func (b *bench) must(err error) {
 
 func errOf[T any](_ T, err error) error { return err }
 
-// TestClaimsAreNotAskedForAllTheTime: a restore that waits costs a request now and then.
+// TestClaimsAreNotAskedForAllTheTime: a restore that waits costs a request now and then,
+// and one line in the log if that is not answered.
 func TestClaimsAreNotAskedForAllTheTime(t *testing.T) {
 	b := newBench(t)
 	asked := 0
-	b.Exists = func(context.Context, Object) (bool, error) { asked++; return true, nil }
+	b.Exists = func(context.Context, Object) (bool, error) { asked++; return false, backend.ErrUnavailable }
+	said := 0
+	ctx := klog.NewContext(t.Context(), funcr.New(func(_, args string) { said++ }, funcr.Options{}))
 	b.must(errOf(b.Restore(t.Context(), RestoreRequest{ID: "restore-x", Repository: "offsite", Backup: "one", Backend: "mem", Share: b.share.ID, Wanted: always,
 		About: []Object{{Kind: PersistentVolumeClaim, Namespace: "shop", Name: "back"}}})))
 	b.runner.jobs["restore-x"].Phase = Succeeded
 	d := newDrafts(b.Engine)
 	for end := b.now.Add(10 * goneAge); b.now.Before(end); b.now = b.now.Add(2 * time.Second) {
-		b.pass(d)
+		d.tick(ctx, []*Status{b.runner.jobs["restore-x"]})
 	}
-	if asked != 9 {
-		t.Errorf("asked %d times in %s, want every %s", asked, 10*goneAge, goneAge)
+	if asked != 9 || said != 1 {
+		t.Errorf("asked %d times in %s, want every %s; said %d times that it is not known", asked, 10*goneAge, goneAge, said)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"sync"
 	"time"
 
@@ -86,7 +85,10 @@ type Engine struct {
 	ended    map[ending]int
 	// releasedAt is as seen, of jobs for which nothing is held any more.
 	releasedAt map[string]time.Time
-	learned    int // counts what was learned or forgotten of any repository
+	// asking counts the repositories that are being listed, learned are the backups that
+	// were made meanwhile, and forgotten counts the deletions.
+	asking, forgotten int
+	learned           []*Backup
 	// sawAt is when a record of a backup was seen last, by its id.
 	sawAt map[string]time.Time
 }
@@ -298,6 +300,9 @@ func (e *Engine) advance(ctx context.Context, st *Status) (*Backup, error) {
 			e.learn(b)
 		} else { // another controller had made it, of another cut
 			found, _, err := e.lookup(ctx, b.Repository, b.ID, b.Volume, 0)
+			if errors.Is(err, errNoBackup) {
+				return nil, fmt.Errorf("backup %q was made, and is not in %s any more: %w", b.Name, Title(b.Repository), backend.ErrUnavailable)
+			}
 			if err != nil {
 				return nil, err
 			}
@@ -401,29 +406,6 @@ func (e *Engine) setReleased(st *Status) {
 	e.releasedAt[st.Job.Task.ID] = st.Ended
 }
 
-// saw remembers whose records there are.
-func (e *Engine) saw(jobs []*Status) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	now := e.Now()
-	maps.DeleteFunc(e.sawAt, func(_ string, at time.Time) bool { return now.Sub(at) > sawAge })
-	if e.sawAt == nil {
-		e.sawAt = map[string]time.Time{}
-	}
-	for _, st := range jobs {
-		if st.Job.Task.Backup != nil {
-			e.sawAt[st.Job.Task.ID] = now
-		}
-	}
-}
-
-func (e *Engine) hasSeen(id string) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	_, ok := e.sawAt[id]
-	return ok
-}
-
 func (e *Engine) lock(id string) (func(), error) {
 	release, busy := e.busy.TryLock(id)
 	if busy != "" {
@@ -446,6 +428,10 @@ func (st *Status) trouble() error {
 		return nil
 	}
 	return told{fmt.Errorf("mover of %s, attempt %d: %s: %w", st.Job.Task.ID, st.Job.Attempt, text, backend.ErrUnavailable)}
+}
+
+func (st *Status) isBackupIn(repository string) bool {
+	return st.Job.Task.Backup != nil && st.Job.Task.Repository == repository
 }
 
 // backup says what a job has come to.

@@ -88,6 +88,7 @@ type fakeRepository struct {
 	snapshots []restic.Snapshot
 	listed    int
 	err       error
+	asked     func() // while it is being listed, if that is not nil
 	care      []byte // what maintenance has left
 }
 
@@ -106,7 +107,9 @@ func (f *fakeRepository) Open(_ context.Context, name string) (restic.Client, er
 }
 
 func (f *fakeRepository) Snapshots(_ context.Context, tags ...string) ([]restic.Snapshot, error) {
-	f.listed++
+	if f.listed++; f.asked != nil {
+		f.asked()
+	}
 	var out []restic.Snapshot
 	for _, s := range f.snapshots {
 		if !slices.ContainsFunc(tags, func(t string) bool { return !slices.Contains(s.Tags, t) }) {
@@ -372,8 +375,6 @@ func TestPassingFailureIsTriedAgain(t *testing.T) {
 	}
 }
 
-// A repository that cannot be asked keeps the record, which outranks what an
-// incomplete backup may have left there.
 // TestOneNameInTwoRepositories: the name of a backup is its identity, wherever
 // it is.
 func TestOneNameInTwoRepositories(t *testing.T) {
@@ -401,6 +402,8 @@ func TestOneNameInTwoRepositories(t *testing.T) {
 	}
 }
 
+// A repository that cannot be asked keeps the record, which outranks what an
+// incomplete backup may have left there.
 func TestDeleteKeepsTheRecordUntilTheEnd(t *testing.T) {
 	b := newBench(t)
 	if _, err := b.Backup(t.Context(), b.request("one")); err != nil {
@@ -626,6 +629,54 @@ func TestDelete(t *testing.T) {
 	}
 	if err := b.Delete(t.Context(), "gone", "two"); !errors.Is(err, backend.ErrInUse) {
 		t.Errorf("in a repository that is not configured: %v", err)
+	}
+	if _, err := b.Backup(t.Context(), b.request("four")); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Delete(t.Context(), "empty", "four"); err != nil || len(b.runner.jobs) != 1 || b.snapshots() != 1 {
+		t.Errorf("of the same name in another repository: %v, %d records, %d snapshots", err, len(b.runner.jobs), b.snapshots())
+	}
+}
+
+// TestListedMeanwhile: a listing has what has been made while it was asked for, and is not
+// thrown away for it; one during which something was deleted is.
+func TestListedMeanwhile(t *testing.T) {
+	for _, deleted := range []bool{false, true} {
+		b := newBench(t)
+		if _, err := b.Backup(t.Context(), b.request("one")); err != nil {
+			t.Fatal(err)
+		}
+		b.repository.asked = func() {
+			b.learn(&Backup{ID: "new", Repository: "offsite", Volume: "v"})
+			b.learn(&Backup{ID: "other", Repository: "empty", Volume: "v"})
+			if deleted {
+				b.forgetListing("offsite")
+			}
+		}
+		b.forgetListing("offsite")
+		got, err := b.list(t.Context(), "offsite", refreshEvery)
+		if err != nil || !deleted && (len(got) != 1 || got[0].ID != "new") {
+			t.Errorf("listed: %v, %v", got, err)
+		}
+		before := b.repository.listed
+		b.repository.asked = nil
+		_, err = b.list(t.Context(), "offsite", refreshEvery)
+		if again := b.repository.listed > before; err != nil || again != deleted {
+			t.Errorf("deleted %v: listed again %v, %v", deleted, again, err)
+		}
+	}
+}
+
+// TestLostAfterASuccess: a mover that has made a backup, of which the repository knows
+// nothing, is no mistake in the class.
+func TestLostAfterASuccess(t *testing.T) {
+	b := newBench(t)
+	if _, err := b.Backup(t.Context(), b.request("one")); err != nil {
+		t.Fatal(err)
+	}
+	b.end("one", mover.Result{})
+	if _, err := b.Backup(t.Context(), b.request("one")); !errors.Is(err, backend.ErrUnavailable) || errors.Is(err, backend.ErrNotFound) {
+		t.Errorf("it is not in the repository: %v", err)
 	}
 }
 

@@ -36,7 +36,7 @@ type listing struct {
 // Find returns one backup. ErrNotFound when there is none.
 func (e *Engine) Find(ctx context.Context, repository, id string) (*Backup, error) {
 	st, err := e.Runner.Status(ctx, id)
-	if err == nil && st.Job.Task.Backup != nil && st.Job.Task.Repository == repository {
+	if err == nil && st.isBackupIn(repository) {
 		return st.backup(), nil
 	}
 	if err != nil && !errors.Is(err, backend.ErrNotFound) {
@@ -152,8 +152,16 @@ func (e *Engine) list(ctx context.Context, repository string, age time.Duration)
 	defer cancel()
 	at := e.Now()
 	e.mu.Lock()
-	learned := e.learned
+	e.asking++
+	before, forgotten := len(e.learned), e.forgotten
 	e.mu.Unlock()
+	defer func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if e.asking--; e.asking == 0 {
+			e.learned = nil
+		}
+	}()
 	snapshots, err := repo.Snapshots(ctx)
 	switch {
 	case errors.Is(err, restic.ErrIncomplete):
@@ -192,8 +200,13 @@ func (e *Engine) list(ctx context.Context, repository string, age time.Duration)
 	if e.listings == nil {
 		e.listings = map[string]listing{}
 	}
-	if learned != e.learned {
-		return backups, nil // it may lack what was learned while restic listed
+	if forgotten != e.forgotten || e.listings[repository].at.After(at) {
+		return backups, nil // it may have what was deleted while restic listed, or lack what a later one has
+	}
+	for _, b := range e.learned[before:] {
+		if b.Repository == repository {
+			backups = with(backups, b)
+		}
 	}
 	e.listings[repository] = listing{at: at, backups: backups, held: mover.Held(snapshots, at), care: care, careID: careID, unread: unread}
 	return backups, nil
@@ -317,13 +330,22 @@ func (e *Engine) files(repository string) (n int64) {
 func (e *Engine) learn(b *Backup) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.learned++
 	l, ok := e.listings[b.Repository]
-	if !ok {
+	if slices.ContainsFunc(l.backups, func(o *Backup) bool { return o.ID == b.ID && o.Snapshot == b.Snapshot && o.Partial == b.Partial }) {
 		return
 	}
-	l.backups = append(slices.DeleteFunc(slices.Clone(l.backups), func(o *Backup) bool { return o.ID == b.ID }), b)
-	e.listings[b.Repository] = l
+	if e.asking > 0 {
+		e.learned = append(e.learned, b)
+	}
+	if ok {
+		l.backups = with(l.backups, b)
+		e.listings[b.Repository] = l
+	}
+}
+
+// with is a copy of backups that has b, and no other of its id.
+func with(backups []*Backup, b *Backup) []*Backup {
+	return append(slices.DeleteFunc(slices.Clone(backups), func(o *Backup) bool { return o.ID == b.ID }), b)
 }
 
 // forgetListing makes the next call read the repository again, and the jobs, which
@@ -332,7 +354,7 @@ func (e *Engine) forgetListing(repository string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.last = view{}
-	e.learned++
+	e.forgotten++
 	if l, ok := e.listings[repository]; ok {
 		l.stale = true
 		e.listings[repository] = l

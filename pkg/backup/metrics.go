@@ -2,6 +2,7 @@ package backup
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"time"
 
@@ -213,6 +214,32 @@ func stateOf(st *Status) string {
 		return "waiting"
 	}
 	return ""
+}
+
+// Recent returns the attempts that ended under this process, oldest first.
+func (e *Engine) Recent() []*Status {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Clone(e.recent)
+}
+
+func (e *Engine) remember(st *Status) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	id := st.Job.Task.ID
+	if e.seen[id].Equal(st.Ended) {
+		return
+	}
+	if e.seen == nil {
+		e.seen, e.ended = map[string]time.Time{}, map[ending]int{}
+	}
+	e.seen[id] = st.Ended
+	e.ended[endingOf(st)]++
+	e.recent = append(e.recent, st)
+	if len(e.recent) > recentMax {
+		delete(e.seen, e.recent[0].Job.Task.ID)
+		e.recent = slices.Delete(e.recent, 0, 1)
+	}
 }
 
 // ending is what abaca_mover_ended_total counts by.

@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -14,6 +14,7 @@ import (
 
 	"github.com/abaca-csi/abaca/pkg/backend"
 	"github.com/abaca-csi/abaca/pkg/mover"
+	"github.com/abaca-csi/abaca/pkg/once"
 )
 
 // Run looks after the jobs until ctx ends: it finishes what a mover has ended,
@@ -22,7 +23,7 @@ func (e *Engine) Run(ctx context.Context) {
 	log := klog.FromContext(ctx)
 	tick := time.NewTicker(e.Tick)
 	defer tick.Stop()
-	said := map[string]string{} // the last error of each job, to say each once
+	var said once.Said
 	unasked := newDrafts(e)
 	var beside sync.WaitGroup
 	defer beside.Wait()
@@ -47,67 +48,19 @@ func (e *Engine) Run(ctx context.Context) {
 		}
 		e.saw(jobs)
 		unasked.tick(ctx, jobs)
-		failed := map[string]string{} // no more of those that are gone
+		said.Next()
 		for _, st := range jobs {
 			e.tell(ctx, st)
 			id := st.Job.Task.ID
 			if st.Job.Task.Backup == nil || st.Phase == Running || e.released(st) {
 				continue // whoever asked for a restore looks after it, and else unasked does
 			}
-			if err := e.look(ctx, id); err != nil && ctx.Err() == nil && !errors.Is(err, backend.ErrPending) {
-				if said[id] != err.Error() {
-					log.Error(err, "Backup is not done", "backup", id)
-				}
-				failed[id] = err.Error()
+			err := e.look(ctx, id)
+			if err != nil && ctx.Err() == nil && !errors.Is(err, backend.ErrPending) && said.New(id+": "+err.Error()) {
+				log.Error(err, "Backup is not done", "backup", id)
 			}
 		}
-		said = failed
 	}
-}
-
-// view is what was seen of all jobs at once. Nobody changes it.
-type view struct {
-	at   time.Time
-	jobs []*Status
-}
-
-// jobs returns all jobs, as they were seen no longer ago than age.
-func (e *Engine) jobs(ctx context.Context, age time.Duration) ([]*Status, error) {
-	e.mu.Lock()
-	last := e.last
-	e.mu.Unlock()
-	now := e.Now()
-	if now.Sub(last.at) < age {
-		return last.jobs, nil
-	}
-	jobs, err := e.Runner.Jobs(ctx)
-	if err != nil {
-		return nil, err
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.last.at.Before(now) {
-		e.last = view{now, jobs}
-	}
-	return jobs, nil
-}
-
-// viewAge is how old a view may be for those who do not decide by it: Run makes one
-// in each tick.
-func (e *Engine) viewAge() time.Duration { return 2 * e.Tick }
-
-// seenRunning returns a job that Run has just seen running, nil if it has not.
-func (e *Engine) seenRunning(id string) *Status {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.Now().Sub(e.last.at) >= e.viewAge() {
-		return nil
-	}
-	i := slices.IndexFunc(e.last.jobs, func(st *Status) bool { return st.Job.Task.ID == id && st.Phase == Running })
-	if i < 0 {
-		return nil
-	}
-	return e.last.jobs[i]
 }
 
 // wake makes Run look after the jobs at once.
@@ -154,12 +107,24 @@ func (e *Engine) refresh(ctx context.Context) {
 	}
 }
 
-// look advances one job, read again under its lock.
-func (e *Engine) look(ctx context.Context, id string) (err error) {
+// look advances one job.
+func (e *Engine) look(ctx context.Context, id string) error {
+	return e.attend(ctx, id, func(ctx context.Context, st *Status) error {
+		_, err := e.advance(ctx, st)
+		return err
+	})
+}
+
+// addresses differ in each stack, and an error that stays the same is said once.
+var addresses = regexp.MustCompile(`0x[0-9a-f]+`)
+
+// attend does something for a job that no request asks about, read again under its
+// lock; nothing if it is gone.
+func (e *Engine) attend(ctx context.Context, id string, do func(context.Context, *Status) error) (err error) {
 	defer func() {
 		// No request waits for it, so none would answer a panic.
 		if p := recover(); p != nil {
-			err = fmt.Errorf("the driver has a defect: %v\n%s", p, debug.Stack())
+			err = fmt.Errorf("the driver has a defect: %v\n%s", p, addresses.ReplaceAll(debug.Stack(), nil))
 		}
 	}()
 	release, err := e.lock(id)
@@ -176,8 +141,7 @@ func (e *Engine) look(ctx context.Context, id string) (err error) {
 	if err != nil {
 		return err
 	}
-	_, err = e.advance(ctx, st)
-	return err
+	return do(ctx, st)
 }
 
 // sweep removes temporary snapshots of backups that no job knows: a controller
@@ -212,43 +176,4 @@ func (e *Engine) sweepOne(ctx context.Context, job Job) error {
 	defer cancel()
 	klog.FromContext(ctx).Info("Removing a temporary snapshot that was left behind", "snapshotID", job.Snapshot, "backup", id)
 	return e.release(ctx, job)
-}
-
-// Recent returns the attempts that ended under this process, oldest first.
-func (e *Engine) Recent() []*Status {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return slices.Clone(e.recent)
-}
-
-func (e *Engine) remember(st *Status) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	id := st.Job.Task.ID
-	if e.seen[id].Equal(st.Ended) {
-		return
-	}
-	if e.seen == nil {
-		e.seen, e.ended = map[string]time.Time{}, map[ending]int{}
-	}
-	e.seen[id] = st.Ended
-	e.ended[endingOf(st)]++
-	e.recent = append(e.recent, st)
-	if len(e.recent) > recentMax {
-		delete(e.seen, e.recent[0].Job.Task.ID)
-		e.recent = slices.Delete(e.recent, 0, 1)
-	}
-}
-
-// learnEnded adds what movers have made and nobody has looked at yet, so that
-// the next backup of a volume is compared with it. What ends in between, the mover
-// sees in the repository.
-func (e *Engine) learnEnded(ctx context.Context) error {
-	jobs, err := e.jobs(ctx, e.viewAge())
-	for _, st := range jobs {
-		if st.Phase == Succeeded && st.Result.Backup != nil {
-			e.learn(st.backup())
-		}
-	}
-	return err
 }

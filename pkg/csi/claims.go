@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -42,9 +43,9 @@ func (d *Driver) claim(ctx context.Context, name, volume string) (Claim, error) 
 	return c, nil
 }
 
-// exclude are the patterns in the claim's annotation.
-func (c Claim) exclude() ([]string, error) {
-	patterns := lines(c.Annotations[ExcludeAnnotation])
+// exclude adds the patterns in the claim's annotation to those of the class.
+func (c Claim) exclude(class []string) ([]string, error) {
+	patterns := slices.Concat(class, lines(c.Annotations[ExcludeAnnotation]))
 	if err := mover.CheckExclude(patterns); err != nil {
 		return nil, fmt.Errorf("annotation %s of the claim: %w: %w", ExcludeAnnotation, err, backend.ErrInvalid)
 	}

@@ -65,6 +65,8 @@ func TestClaims(t *testing.T) {
 	answer.Volume = "data"
 	failure, answer.Annotations[ExcludeAnnotation] = nil, "fine\na/["
 	code(t, save("three"), codes.InvalidArgument, ExcludeAnnotation, `"a/["`)
+	answer.Annotations[ExcludeAnnotation] = strings.Repeat("*.tmp\n", 100) // and one that the class has
+	code(t, save("three"), codes.InvalidArgument, ExcludeAnnotation, "101 patterns")
 	if err := save("one"); err != nil { // which is there already
 		t.Error(err)
 	}

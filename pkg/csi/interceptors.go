@@ -18,8 +18,7 @@ import (
 )
 
 // interceptors returns what every request passes, outside in: recover, logger,
-// metrics, status table,
-// events, locks.
+// metrics, status table, events, locks.
 func (d *Driver) interceptors(log klog.Logger) []grpc.UnaryServerInterceptor {
 	return []grpc.UnaryServerInterceptor{recovering(log), logging(log), d.measuring, tabling, d.telling, d.locking}
 }

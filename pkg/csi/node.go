@@ -29,12 +29,12 @@ func readUse(id string, vc *csi.VolumeCapability, readOnly bool) (use, error) {
 	if id == "" {
 		return use{}, errNoVolumeID
 	}
+	if vc == nil {
+		return use{}, errNoCapability
+	}
 	v, err := parsePublished(id)
 	if err != nil {
 		return use{}, err
-	}
-	if vc == nil {
-		return use{}, errNoCapability
 	}
 	if _, err := readerOnly([]*csi.VolumeCapability{vc}); err != nil {
 		return use{}, err
@@ -121,16 +121,13 @@ func (d *Driver) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolu
 	if err := checkPath("target", req.GetTargetPath()); err != nil {
 		return nil, err
 	}
-	if req.GetVolumeCapability() == nil {
-		return nil, errNoCapability
+	u, err := readUse(req.GetVolumeId(), req.GetVolumeCapability(), req.GetReadonly())
+	if err != nil {
+		return nil, err
 	}
 	staging := req.GetStagingTargetPath()
 	if staging == "" {
 		return nil, fmt.Errorf("the staging target path is missing: %w", mount.ErrNotMounted)
-	}
-	u, err := readUse(req.GetVolumeId(), req.GetVolumeCapability(), req.GetReadonly())
-	if err != nil {
-		return nil, err
 	}
 	st, err := d.stagedAt(req.GetVolumeId(), staging)
 	if err != nil {
@@ -184,11 +181,11 @@ func (d *Driver) NodeUnpublishVolume(ctx context.Context, req *csi.NodeUnpublish
 // NodeGetVolumeStats returns how full a mounted volume is: by the storage
 // system's account where it keeps one, else by statfs.
 func (d *Driver) NodeGetVolumeStats(ctx context.Context, req *csi.NodeGetVolumeStatsRequest) (*csi.NodeGetVolumeStatsResponse, error) {
-	if req.GetVolumeId() != "" && req.GetVolumePath() == "" {
-		return nil, fmt.Errorf("the volume path is missing: %w", backend.ErrInvalid)
-	}
 	if req.GetVolumeId() == "" {
 		return nil, errNoVolumeID
+	}
+	if req.GetVolumePath() == "" {
+		return nil, fmt.Errorf("the volume path is missing: %w", backend.ErrInvalid)
 	}
 	v, err := ParseVolume(req.GetVolumeId())
 	if err != nil {

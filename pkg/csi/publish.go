@@ -60,11 +60,11 @@ func (d *Driver) attaches() bool {
 // ControllerPublishVolume lets a node in, and gives it the export, which holds
 // no secret.
 func (d *Driver) ControllerPublishVolume(ctx context.Context, req *csi.ControllerPublishVolumeRequest) (*csi.ControllerPublishVolumeResponse, error) {
-	if req.GetNodeId() == "" && req.GetVolumeId() != "" {
-		return nil, fmt.Errorf("the node id is missing: %w", backend.ErrInvalid)
+	if req.GetVolumeId() == "" {
+		return nil, errNoVolumeID
 	}
-	if req.GetVolumeCapability() == nil && req.GetVolumeId() != "" {
-		return nil, errNoCapability
+	if req.GetNodeId() == "" {
+		return nil, fmt.Errorf("the node id is missing: %w", backend.ErrInvalid)
 	}
 	u, err := readUse(req.GetVolumeId(), req.GetVolumeCapability(), req.GetReadonly())
 	if err != nil {

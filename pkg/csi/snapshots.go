@@ -79,11 +79,9 @@ func (d *Driver) createBackup(ctx context.Context, r *csi.CreateSnapshotRequest,
 		if err != nil {
 			return err
 		}
-		patterns, err := claim.exclude()
-		if err != nil {
+		if req.Exclude, err = claim.exclude(req.Exclude); err != nil {
 			return err
 		}
-		req.Exclude = append(req.Exclude, patterns...)
 		if namespace, name, _ := strings.Cut(description.Claim, "/"); claim.UID != "" {
 			req.About = append(req.About, backup.Object{Kind: backup.PersistentVolumeClaim, Namespace: namespace, Name: name, UID: claim.UID})
 		}

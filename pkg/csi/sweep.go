@@ -2,7 +2,6 @@ package csi
 
 import (
 	"context"
-	"maps"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -10,6 +9,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
+	"github.com/abaca-csi/abaca/pkg/once"
 )
 
 const (
@@ -32,14 +32,14 @@ func (d *Driver) Sweep(ctx context.Context) {
 		}
 		all.Go(func() {
 			ctx := klog.NewContext(ctx, klog.FromContext(ctx).WithValues("backend", name))
-			said := map[string]bool{}
+			var said once.Said
 			for pause := sweepSoon; ; {
 				select {
 				case <-ctx.Done():
 					return
 				case <-time.After(pause/2 + rand.N(pause)):
 				}
-				if pause = sweepRarely; sweep(ctx, s, said) {
+				if pause = sweepRarely; sweep(ctx, s, &said) {
 					pause = sweepSoon
 				}
 			}
@@ -47,25 +47,21 @@ func (d *Driver) Sweep(ctx context.Context) {
 	}
 }
 
-// sweep sweeps a backend and says whether there is something to wait for. What was
-// said the last time is not said again.
-func sweep(ctx context.Context, s backend.Sweeper, said map[string]bool) bool {
+// sweep sweeps a backend and says whether there is something to wait for.
+func sweep(ctx context.Context, s backend.Sweeper, said *once.Said) bool {
 	log := klog.FromContext(ctx)
 	waiting, err := s.Sweep(ctx)
 	if ctx.Err() != nil {
 		return false
 	}
-	before := maps.Clone(said)
-	clear(said)
+	said.Next()
 	for _, text := range waiting {
-		if said[text] = true; !before[text] {
+		if said.New(text) {
 			log.Info("Something waits", "what", text)
 		}
 	}
-	if err != nil {
-		if said[err.Error()] = true; !before[err.Error()] {
-			log.Error(err, "Doing what was put off")
-		}
+	if err != nil && said.New(err.Error()) {
+		log.Error(err, "Doing what was put off")
 	}
-	return len(said) > 0
+	return err != nil || len(waiting) > 0
 }

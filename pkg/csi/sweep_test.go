@@ -8,6 +8,8 @@ import (
 
 	"github.com/go-logr/logr/funcr"
 	"k8s.io/klog/v2"
+
+	"github.com/abaca-csi/abaca/pkg/once"
 )
 
 // waits is a backend that puts off what it is told.
@@ -23,7 +25,7 @@ func (w *waits) Sweep(context.Context) ([]string, error) { return w.waiting, w.e
 func TestSweepSaysOnce(t *testing.T) {
 	var log strings.Builder
 	ctx := klog.NewContext(t.Context(), funcr.New(func(_, args string) { log.WriteString(args + "\n") }, funcr.Options{}))
-	w, said := &waits{}, map[string]bool{}
+	w, said := &waits{}, &once.Said{}
 	for _, test := range []struct {
 		waiting []string
 		err     error

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -34,13 +35,11 @@ const (
 
 // creation is a CreateVolume request that has been read and found sound.
 type creation struct {
+	class
 	name        string
-	min, max    int64 // bytes; max 0: no bound
-	readOnly    bool  // only *_READER_ONLY modes
-	backendName string
-	backend     backend.Backend
-	parameters  map[string]string // the backend's own
-	source      string            // handle, or empty
+	min, max    int64  // bytes; max 0: no bound
+	readOnly    bool   // only *_READER_ONLY modes
+	source      string // handle, or empty
 	description map[string]string
 	requisite   []*csi.Topology
 	zones       []string // where it is wanted, the best first
@@ -91,11 +90,9 @@ func (d *Driver) readCreation(req *csi.CreateVolumeRequest) (creation, error) {
 	if c.readOnly, err = readerOnly(req.GetVolumeCapabilities()); err != nil {
 		return c, err
 	}
-	class, err := d.readClass(req.GetParameters())
-	if err != nil {
+	if c.class, err = d.readClass(req.GetParameters()); err != nil {
 		return c, err
 	}
-	c.backendName, c.backend, c.parameters = class.backendName, class.backend, class.parameters
 	if len(req.GetMutableParameters()) > 0 {
 		return c, fmt.Errorf("volumes have no mutable parameters: %w", backend.ErrInvalid)
 	}
@@ -111,7 +108,7 @@ func (d *Driver) readCreation(req *csi.CreateVolumeRequest) (creation, error) {
 		modes = append(modes, vc.GetAccessMode().GetMode().String())
 	}
 	c.description = map[string]string{
-		describeClaim: class.claim, describeModes: strings.Join(modes, ","), describeClass: string(parameters)}
+		describeClaim: c.claim, describeModes: strings.Join(modes, ","), describeClass: string(parameters)}
 	return c, nil
 }
 
@@ -235,10 +232,8 @@ func (c creation) makeShare(ctx context.Context, req backend.CreateShareRequest)
 	}
 	req.Name, req.MinSize, req.MaxSize, req.Role = c.name, c.min, c.max, backend.RoleUser
 	req.Parameters, req.Zones = c.parameters, c.zones
-	req.Description = map[string]string{describeSource: c.source}
-	for k, v := range c.description {
-		req.Description[k] = v
-	}
+	req.Description = maps.Clone(c.description)
+	req.Description[describeSource] = c.source
 	return c.backend.CreateShare(ctx, req)
 }
 

@@ -33,6 +33,7 @@ var ours = map[string][]string{
 	"pkg/event":   {},
 	"pkg/line":    {},
 	"pkg/nearest": {},
+	"pkg/once":    {},
 	"pkg/record":  {},
 
 	"pkg/backend":             {},
@@ -49,10 +50,10 @@ var ours = map[string][]string{
 
 	"pkg/mover":            {"pkg/mount", "pkg/nearest", "pkg/record", "pkg/restic"},
 	"pkg/maintain":         {"pkg/line", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/record", "pkg/restic"},
-	"pkg/backup":           {"pkg/backend", "pkg/busy", "pkg/line", "pkg/maintain", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/record", "pkg/restic"},
-	"pkg/backup/inprocess": {"pkg/backend", "pkg/backup", "pkg/busy", "pkg/line", "pkg/maintain", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/record", "pkg/restic"},
-	"pkg/csi":              {"pkg/backend", "pkg/backup", "pkg/busy", "pkg/line", "pkg/maintain", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/record", "pkg/restic"},
-	"pkg/backup/kube":      {"pkg/backend", "pkg/backup", "pkg/busy", "pkg/event", "pkg/line", "pkg/maintain", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/record", "pkg/restic"},
+	"pkg/backup":           {"pkg/backend", "pkg/busy", "pkg/line", "pkg/maintain", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/once", "pkg/record", "pkg/restic"},
+	"pkg/backup/inprocess": {"pkg/backend", "pkg/backup", "pkg/busy", "pkg/line", "pkg/maintain", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/once", "pkg/record", "pkg/restic"},
+	"pkg/csi":              {"pkg/backend", "pkg/backup", "pkg/busy", "pkg/line", "pkg/maintain", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/once", "pkg/record", "pkg/restic"},
+	"pkg/backup/kube":      {"pkg/backend", "pkg/backup", "pkg/busy", "pkg/event", "pkg/line", "pkg/maintain", "pkg/mount", "pkg/mover", "pkg/nearest", "pkg/once", "pkg/record", "pkg/restic"},
 }
 
 // theirs says which packages of others a layer must be free of, itself and

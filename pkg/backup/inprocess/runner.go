@@ -283,13 +283,14 @@ const removedPrefix = ".removed-"
 func (r *Runner) drop(id string) error {
 	// Renamed first, so that a record is there or not and never in part.
 	trash := r.path(removedPrefix + id)
-	if err := os.RemoveAll(trash); err != nil {
-		return fmt.Errorf("remove record of mover %s: %w", id, err)
+	err := os.RemoveAll(trash)
+	if err == nil {
+		err = os.Rename(r.path(id), trash)
 	}
-	if err := os.Rename(r.path(id), trash); err != nil {
-		return fmt.Errorf("remove record of mover %s: %w", id, err)
+	if err == nil {
+		err = os.RemoveAll(trash)
 	}
-	if err := os.RemoveAll(trash); err != nil {
+	if err != nil {
 		return fmt.Errorf("remove record of mover %s: %w", id, err)
 	}
 	return record.SyncDir(r.Dir)

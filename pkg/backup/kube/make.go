@@ -53,30 +53,26 @@ func podTemplate(ctx context.Context, client kubernetes.Interface, namespace, na
 	return t, kind(err, "PodTemplate %s/%s of the movers", namespace, name)
 }
 
-// make makes the objects of an attempt, unless they are there, and returns their
-// name and the UID of the Job, which does not run yet.
-func (r *Runner) make(ctx context.Context, template *corev1.PodTemplate, job backup.Job, version string) (string, types.UID, error) {
-	name, err := attemptName(job, version)
-	if err != nil {
-		return "", "", err
-	}
+// make makes the objects of an attempt, unless they are there, and returns the UID of
+// the Job, which does not run yet.
+func (r *Runner) make(ctx context.Context, template *corev1.PodTemplate, job backup.Job, name string) (types.UID, error) {
 	pod, err := podOf(template, name, job)
 	if err != nil {
-		return "", "", err
+		return "", err
 	}
 	var own map[string][]byte
 	if namespace := backup.Owner(job.Task.Repository); namespace != "" {
 		if own, err = ownSecret(ctx, r.Client, template, namespace); err != nil {
-			return "", "", err
+			return "", err
 		}
 	}
 	meta := metav1.ObjectMeta{Name: name, Labels: map[string]string{Mover: job.Task.ID, Attempt: name}}
 	volume, claim := r.volumeOf(meta, job)
 	if _, err := r.Client.CoreV1().PersistentVolumes().Create(ctx, volume, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
-		return "", "", kind(err, "PersistentVolume of mover %s", job.Task.ID)
+		return "", kind(err, "PersistentVolume of mover %s", job.Task.ID)
 	}
 	if _, err := r.Client.CoreV1().PersistentVolumeClaims(r.Namespace).Create(ctx, claim, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
-		return "", "", kind(err, "claim of mover %s", job.Task.ID)
+		return "", kind(err, "claim of mover %s", job.Task.ID)
 	}
 	made, err := r.Client.BatchV1().Jobs(r.Namespace).Create(ctx, &batchv1.Job{ObjectMeta: meta, Spec: batchv1.JobSpec{
 		Suspend: new(true), Parallelism: new(int32(1)), Completions: new(int32(1)),
@@ -91,17 +87,17 @@ func (r *Runner) make(ctx context.Context, template *corev1.PodTemplate, job bac
 		}
 	}
 	if err != nil {
-		return "", "", kind(err, "Job of mover %s", job.Task.ID)
+		return "", kind(err, "Job of mover %s", job.Task.ID)
 	}
 	if own != nil {
 		// It goes with the Job, whatever ends that: Kubernetes sees to it.
 		meta.OwnerReferences = []metav1.OwnerReference{{APIVersion: "batch/v1", Kind: "Job", Name: name, UID: made.UID}}
 		_, err := r.Client.CoreV1().Secrets(r.Namespace).Create(ctx, &corev1.Secret{ObjectMeta: meta, Data: own}, metav1.CreateOptions{})
 		if err != nil && !apierrors.IsAlreadyExists(err) {
-			return "", "", kind(err, "copy of Secret %s/%s for mover %s", backup.Owner(job.Task.Repository), backup.SecretName, job.Task.ID)
+			return "", kind(err, "copy of Secret %s/%s for mover %s", backup.Owner(job.Task.Repository), backup.SecretName, job.Task.ID)
 		}
 	}
-	return name, made.UID, nil
+	return made.UID, nil
 }
 
 // volumeOf returns the volume of what a mover reads or fills, which nobody else's

@@ -61,26 +61,23 @@ func (r *Runner) listen(ctx context.Context) error {
 	if err != nil {
 		return kind(err, "list movers")
 	}
-	var (
-		reading sync.WaitGroup
-		places  = make(chan struct{}, followAtOnce)
-		now     sync.Map
-	)
+	var reading sync.WaitGroup
+	places, running := make(chan struct{}, followAtOnce), map[any]bool{}
 	for _, p := range pods.Items {
+		running[p.UID] = true
 		reading.Go(func() {
 			places <- struct{}{}
 			defer func() { <-places }()
 			if at, ok := r.tail(ctx, p.Name); ok {
-				now.Store(p.UID, at)
-			} else if at, ok := r.heard.Load(p.UID); ok {
-				now.Store(p.UID, at)
+				r.heard.Store(p.UID, at)
 			}
 		})
 	}
 	reading.Wait()
-	r.heard.Clear()
-	now.Range(func(uid, at any) bool {
-		r.heard.Store(uid, at)
+	r.heard.Range(func(uid, _ any) bool {
+		if !running[uid] {
+			r.heard.Delete(uid)
+		}
 		return true
 	})
 	return nil

@@ -21,6 +21,7 @@ import (
 	"github.com/abaca-csi/abaca/pkg/backend"
 	"github.com/abaca-csi/abaca/pkg/backup"
 	"github.com/abaca-csi/abaca/pkg/mover"
+	"github.com/abaca-csi/abaca/pkg/once"
 )
 
 // orphanAge is how old objects without a record must be before they count as
@@ -46,23 +47,22 @@ func (r *Runner) Run(ctx context.Context, every time.Duration) {
 	if r.Pod != "" {
 		beside.Go(func() { r.inherit(ctx) })
 	}
-	said := ""
+	var said once.Said
+	var left error // why the last sweep was in vain
 	for swept := r.Now(); ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		err := r.admit(ctx)
+		said.Next()
 		if r.Now().Sub(swept) > sweepEvery {
-			swept = r.Now()
-			err = errors.Join(err, r.sweep(ctx))
+			swept, left = r.Now(), r.sweep(ctx)
 		}
-		if err != nil && ctx.Err() == nil && said != err.Error() {
-			klog.FromContext(ctx).Error(err, "Looking after movers")
-			said = err.Error()
-		} else if err == nil {
-			said = ""
+		for _, err := range []error{r.admit(ctx), left} {
+			if err != nil && ctx.Err() == nil && said.New(err.Error()) {
+				klog.FromContext(ctx).Error(err, "Looking after movers")
+			}
 		}
 	}
 }
@@ -216,6 +216,9 @@ func (r *Runner) maker(ctx context.Context, rec *record, s *survey) (*record, er
 		return rec, nil
 	}
 	now, err := maps.Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil // given back just now
+	}
 	if err != nil {
 		return nil, kind(err, "who makes repository %q", rec.Job.Task.Repository)
 	}
@@ -319,5 +322,9 @@ func (r *Runner) sweep(ctx context.Context) error {
 			return err
 		}
 	}
-	return errors.Join(slices.Collect(maps.Values(s.broken))...)
+	var broken error
+	for _, id := range slices.Sorted(maps.Keys(s.broken)) {
+		broken = errors.Join(broken, s.broken[id])
+	}
+	return broken
 }

@@ -5,9 +5,15 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/go-logr/logr/funcr"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	clienttesting "k8s.io/client-go/testing"
+	"k8s.io/klog/v2"
 
 	"github.com/abaca-csi/abaca/pkg/backup"
 	"github.com/abaca-csi/abaca/pkg/mover"
@@ -164,6 +170,28 @@ func TestMaker(t *testing.T) {
 	}
 }
 
+// TestMakerGoes: who had the word may give it back between two looks at it.
+func TestMakerGoes(t *testing.T) {
+	c := newCluster(t)
+	r := c.runner()
+	word := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: makerName("offsite"), Labels: map[string]string{Attempt: "gone"}}}
+	if _, err := c.client.CoreV1().ConfigMaps("abaca").Create(t.Context(), word, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.client.PrependReactor("get", "configmaps", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		if name := a.(clienttesting.GetAction).GetName(); name == word.Name {
+			_ = c.client.Tracker().Delete(a.GetResource(), "abaca", name)
+		}
+		return false, nil, nil
+	})
+	if err := r.Start(t.Context(), unmade("a"), wanted); err != nil {
+		t.Error(err)
+	}
+	if err := r.admit(t.Context()); err != nil || len(c.jobs()) != 1 {
+		t.Errorf("%d movers run, %v", len(c.jobs()), err)
+	}
+}
+
 func unmade(id string) backup.Job {
 	j := job(id)
 	j.Task.Made = false
@@ -213,4 +241,27 @@ func TestBrokenRecord(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// TestBrokenRecordsAreToldOnce: what is wrong, and stays so, is one line in the log.
+func TestBrokenRecordsAreToldOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t)
+		r := c.runner()
+		r.Now = time.Now
+		for _, id := range []string{"a", "b", "c", "d"} {
+			m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: recordName(id), Labels: map[string]string{Mover: id}}}
+			if _, err := c.client.CoreV1().ConfigMaps("abaca").Create(t.Context(), m, metav1.CreateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var said []string
+		log := funcr.New(func(_, args string) { said = append(said, args) }, funcr.Options{})
+		ctx, cancel := context.WithTimeout(klog.NewContext(t.Context(), log), 10*sweepEvery)
+		defer cancel()
+		r.Run(ctx, time.Second)
+		if len(said) != 1 || !strings.Contains(said[0], recordName("d")) {
+			t.Errorf("it says %q", said)
+		}
+	})
 }

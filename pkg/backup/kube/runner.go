@@ -52,8 +52,7 @@ const (
 // and delete on ConfigMaps, get, list, create, patch and delete on Jobs, list,
 // create and delete on PersistentVolumeClaims, create on Secrets, list on pods and
 // events, get on pods/log and the PodTemplate, all in its namespace, what
-// [Repositories] needs, and list, create and delete on
-// PersistentVolumes.
+// [Repositories] needs, and list, create and delete on PersistentVolumes.
 type Runner struct {
 	Client kubernetes.Interface
 	// Namespace is where movers run, and Template the name of a PodTemplate there,
@@ -61,11 +60,11 @@ type Runner struct {
 	// where they may run, its cache, how many at a time, and which Secret is
 	// whose repository's.
 	Namespace, Template string
-	// Driver is the name of the CSI driver, and Handle the id by which it publishes
-	// what a mover reads or fills.
-	// ZoneKey is the label of a node that says in which zone it is.
+	// Driver is the name of the CSI driver, and ZoneKey the label of a node that says
+	// in which zone it is.
 	Driver, ZoneKey string
-	Handle          func(backup.Job) string
+	// Handle is the id by which the driver publishes what a mover reads or fills.
+	Handle func(backup.Job) string
 	// Repositories are those that movers write to. A mover that ended without a
 	// word leaves locks, which bear the name of its attempt as their host.
 	Repositories backup.Repositories
@@ -99,14 +98,20 @@ func (r *Runner) Start(ctx context.Context, job backup.Job, may func(context.Con
 		return err
 	}
 	if err := may(ctx); err != nil {
-		if rec.claimed() {
-			err = errors.Join(err, r.drop(ctx, rec))
-		}
-		return err
+		return errors.Join(err, r.unclaim(ctx, rec))
 	}
-	name, uid, err := r.make(ctx, template, job, rec.version)
+	name, err := attemptName(job, rec.version)
 	if err != nil {
 		return err
+	}
+	uid, err := r.make(ctx, template, job, name)
+	if err != nil {
+		// The next request is told why too, and not that somebody is at work on it.
+		left := r.unclaim(ctx, rec)
+		if left == nil && rec.claimed() { // so nobody can record what has been made
+			left = r.unmake(ctx, name)
+		}
+		return errors.Join(err, left)
 	}
 	next := &record{Job: job, Started: r.Now(), Name: name, UID: uid, version: rec.version}
 	if err := r.write(ctx, next); err != nil {
@@ -138,6 +143,14 @@ func (r *Runner) claim(ctx context.Context, job backup.Job) (*record, error) {
 		rec = nil
 	}
 	return rec, err
+}
+
+// unclaim drops a record that is a claim only.
+func (r *Runner) unclaim(ctx context.Context, rec *record) error {
+	if !rec.claimed() {
+		return nil
+	}
+	return r.drop(ctx, rec)
 }
 
 // Status implements [backup.Runner].
@@ -263,8 +276,9 @@ func (r *Runner) release(ctx context.Context, id string) (*record, error) {
 	return rec, r.clear(ctx, rec)
 }
 
-// clear removes the objects of the attempt that has ended, and waits until they are gone: then nothing of it is mounted or attached anywhere. Only
-// then its locks are those of a process that is gone.
+// clear removes the objects of the attempt that has ended, and waits until they are gone:
+// then nothing of it is mounted or attached anywhere. Only then its locks are those of a
+// process that is gone.
 func (r *Runner) clear(ctx context.Context, rec *record) error {
 	if rec.Name == "" {
 		return nil // it was claimed only

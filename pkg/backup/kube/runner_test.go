@@ -330,9 +330,10 @@ func TestMay(t *testing.T) {
 	}
 	c.has(nothing)
 	// A claim of somebody who was killed is taken over.
-	c.kill(3)
+	c.kill(4)
 	_ = r.Start(ctx, job("a"), wanted)
 	c.kill(0)
+	c.has("1 records, 0 Jobs, 0 claims, 0 volumes")
 	c.now = c.now.Add(time.Minute)
 	if _, err := r.Status(ctx, "a"); !errors.Is(err, backend.ErrNotFound) {
 		t.Errorf("status of a claim that was left: %v", err)
@@ -571,5 +572,26 @@ func TestHostileIDs(t *testing.T) {
 	unknown.Task.Repository = "nowhere"
 	if err := r.Start(t.Context(), unknown, wanted); !errors.Is(err, backend.ErrNotFound) {
 		t.Errorf("unknown repository: %v", err)
+	}
+}
+
+// TestCannotBeMade: a job whose objects cannot be made leaves nothing, so that the next
+// request is told why too, and not that another is at work on it.
+func TestCannotBeMade(t *testing.T) {
+	for _, kind := range []string{"persistentvolumes", "persistentvolumeclaims", "jobs"} {
+		c := newCluster(t)
+		r := c.runner()
+		c.client.PrependReactor("create", kind, func(clienttesting.Action) (bool, runtime.Object, error) {
+			return true, nil, apierrors.NewForbidden(schema.GroupResource{Resource: kind}, "x", errors.New("says a policy"))
+		})
+		for range 2 {
+			if err := r.Start(t.Context(), job("a"), wanted); !errors.Is(err, backend.ErrUnavailable) || !strings.Contains(err.Error(), "says a policy") {
+				t.Errorf("%s: %v", kind, err)
+			}
+			if _, err := r.Status(t.Context(), "a"); !errors.Is(err, backend.ErrNotFound) {
+				t.Errorf("%s: status: %v", kind, err)
+			}
+		}
+		c.has(nothing)
 	}
 }
