@@ -328,10 +328,13 @@ func (b *Backend) ShareNamed(ctx context.Context, name string) (_ *backend.Share
 	if err != nil {
 		return nil, err
 	}
-	if len(found) == 0 || !found[0].ready() {
+	if len(found) == 0 {
 		return nil, backend.ErrNotFound
 	}
-	return b.public(found[0]), nil
+	if !found[0].ready() {
+		err = fmt.Errorf("%w: it was begun, and is not finished", backend.ErrPending)
+	}
+	return b.public(found[0]), err
 }
 
 // CommitShare implements backend.Backend.
