@@ -190,6 +190,33 @@ func TestLostShare(t *testing.T) {
 	}
 }
 
+// TestLostDeletion: of a share that goes while the answer is lost no key is left, and
+// of one that stays whoever is let in again has it.
+func TestLostDeletion(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{})
+	b, ctx := c.open(), t.Context()
+	share := ok[*backend.Share](t)(b.CreateShare(ctx, request("data")))
+	ok[*backend.Export](t)(b.Export(ctx, backend.Target{ShareID: share.ID}, "one"))
+	for _, locked := range []bool{true, false} {
+		user := ok[*backend.Export](t)(b.Grant(ctx, "one", node1, false)).User
+		if c.keys.keys[user] == "" {
+			t.Errorf("there is no key for %s: %v", user, c.keys.keys)
+		}
+		if locked {
+			c.Lock(share.ID, "audit")
+		} else {
+			c.Lock(share.ID, "")
+			c.Add(fakemanila.Fault{Method: "DELETE", Path: "shares/" + share.ID, Cut: true, After: true})
+		}
+		if err := b.DeleteShare(ctx, share.ID); err == nil {
+			t.Error("it is deleted")
+		}
+	}
+	if err := b.DeleteShare(ctx, share.ID); err != nil || len(c.keys.keys) > 0 {
+		t.Errorf("keys are left: %v, %v", c.keys.keys, err)
+	}
+}
+
 // TestNoReaders: where a back end knows no rules that only read, one that writes
 // is made, and the node mounts read-only.
 func TestNoReaders(t *testing.T) {

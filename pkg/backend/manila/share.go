@@ -505,11 +505,18 @@ func (b *Backend) Sweep(ctx context.Context) (waiting []string, err error) {
 	return waiting, err
 }
 
-// removeShare deletes a share, drops the keys of those who held it, and waits until
-// it is gone. Whoever calls again finds nothing that tells whose keys they were, so
-// they go first.
+// removeShare drops the keys of those who hold a share, deletes it and waits until it
+// is gone. The keys go first: whoever calls again, when the answer was lost, may find
+// nothing that tells whose they were. If the share stays, Grant brings them back.
 func (b *Backend) removeShare(ctx context.Context, s *share) error {
 	id, path := s.ID, "shares/"+s.ID
+	if s.Protocol == "CEPHFS" {
+		for consumer := range s.holds() {
+			if err := b.dropKeys(ctx, consumer); err != nil {
+				return err
+			}
+		}
+	}
 	if s.Group != "" { // Manila wants to be told that one knows
 		path += "?share_group_id=" + url.QueryEscape(s.Group)
 	}
@@ -529,14 +536,6 @@ func (b *Backend) removeShare(ctx context.Context, s *share) error {
 		return fmt.Errorf("%w: Manila does not delete it%s: %w", backend.ErrInUse, b.lockedBy(ctx, id), withoutKind(refused))
 	case err != nil:
 		return err
-	}
-	for consumer := range s.holds() {
-		if s.Protocol != "CEPHFS" {
-			break
-		}
-		if err := b.dropKeys(ctx, consumer); err != nil {
-			return err
-		}
 	}
 	s, err = b.await(ctx, id, "delete", func(s *share) bool { return s.Status != "deleting" && stateOf(s.Status) == failed })
 	if err != nil || s == nil {

@@ -93,6 +93,12 @@ func TestCutAtEveryRequest(t *testing.T) {
 		{"unexport copy", "nfs", func(ctx context.Context, b *Backend, g ground) error {
 			return b.Unexport(ctx, backend.Target{SnapshotID: g.snapshot.ID}, "held-snapshot")
 		}},
+		{"delete share", "", func(ctx context.Context, b *Backend, g ground) error {
+			if err := errors.Join(b.Unexport(ctx, backend.Target{SnapshotID: g.snapshot.ID}, "held-snapshot"), b.DeleteSnapshot(ctx, g.snapshot.ID)); err != nil {
+				return err
+			}
+			return b.DeleteShare(ctx, g.share.ID)
+		}},
 		{"delete share with snapshots", "", func(ctx context.Context, b *Backend, g ground) error { return b.DeleteShare(ctx, g.share.ID) }},
 		{"delete snapshot, then the share that waits for it", "", func(ctx context.Context, b *Backend, g ground) error {
 			if err := b.Unexport(ctx, backend.Target{SnapshotID: g.snapshot.ID}, "held-snapshot"); err != nil {
