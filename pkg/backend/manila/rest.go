@@ -95,6 +95,7 @@ func (b *Backend) getSnapshot(ctx context.Context, id string) (*snapshot, error)
 	if answer.Snapshot == nil || answer.Snapshot.ID != id {
 		return nil, errStrange
 	}
+	b.identify(answer.Snapshot)
 	return answer.Snapshot, nil
 }
 
@@ -107,7 +108,11 @@ func (b *Backend) listShares(ctx context.Context, metadata map[string]string) ([
 }
 
 func (b *Backend) listSnapshots(ctx context.Context, q url.Values) ([]*snapshot, error) {
-	return pages(ctx, b, "snapshots/detail", q, "snapshots", b.minor >= sinceSnapCount, func(s *snapshot) string { return s.ID })
+	all, err := pages(ctx, b, "snapshots/detail", q, "snapshots", b.minor >= sinceSnapCount, func(s *snapshot) string { return s.ID })
+	for _, s := range all {
+		b.identify(s)
+	}
+	return all, err
 }
 
 // filter writes metadata as Manila's filters want it: a Python dictionary.

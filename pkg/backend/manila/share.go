@@ -490,7 +490,7 @@ func (b *Backend) Sweep(ctx context.Context) (waiting []string, err error) {
 		case len(left) > 0:
 			var ours, others []string
 			for _, snap := range left {
-				if b.settle(snap); snap.Metadata[keyInstance] == b.o.Instance {
+				if snap.Metadata[keyInstance] == b.o.Instance {
 					ours = append(ours, snap.ID)
 				} else {
 					others = append(others, snap.ID)

@@ -128,7 +128,7 @@ func (b *Backend) awaitSnapshot(ctx context.Context, id, kind string, done func(
 		case errors.Is(err, backend.ErrUnavailable) && p.patient():
 		case err != nil:
 			return nil, err
-		case done(b.settle(s)):
+		case done(s):
 			p.ended()
 			return s, nil
 		}
@@ -147,7 +147,7 @@ func (b *Backend) findSnapshot(ctx context.Context, id string) (*snapshot, error
 	if err != nil {
 		return nil, err
 	}
-	if b.settle(s); s.Metadata[keyInstance] != b.o.Instance || s.Status == "deleting" {
+	if s.Metadata[keyInstance] != b.o.Instance || s.Status == "deleting" {
 		return nil, backend.ErrNotFound
 	}
 	return s, nil
@@ -198,7 +198,7 @@ func (b *Backend) DeleteSnapshot(ctx context.Context, id string) (err error) {
 	if err != nil {
 		return err
 	}
-	if b.settle(s); s.Metadata[keyInstance] != b.o.Instance {
+	if s.Metadata[keyInstance] != b.o.Instance {
 		return nil
 	}
 	if err := dropTwinsOf(ctx, b, b.snapshotCalls(), s); err != nil {
@@ -385,7 +385,6 @@ func (b *Backend) ListSnapshots(ctx context.Context, after string, limit int) (_
 		return nil, false, err
 	}
 	all = slices.DeleteFunc(all, func(s *snapshot) bool {
-		b.settle(s)
 		return s.Metadata[keyInstance] != b.o.Instance || s.Status == "deleting" || stateOf(s.Status) == passing
 	})
 	page, more := cut(all, func(s *snapshot) string { return s.ID }, after, limit)
