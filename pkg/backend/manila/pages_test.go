@@ -1,6 +1,7 @@
 package manila
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"testing"
@@ -95,11 +96,12 @@ func TestNotListed(t *testing.T) {
 	c := newCloud(t, fakemanila.Options{})
 	b := c.open()
 	data := ok[*backend.Share](t)(b.CreateShare(t.Context(), request("data")))
-	b.polls.waiting, b.polls.listed, b.polls.shares = 3, time.Now(), map[string]*share{}
+	b.polls.waiting.Store(3)
+	b.polls.listed, b.polls.shares = time.Now(), map[string]*share{}
 	if s, err := b.glance(t.Context(), data.ID, time.Hour); s == nil || err != nil {
 		t.Errorf("it is there: %v, %v", s, err)
 	}
-	if s, err := b.glance(t.Context(), "gone", time.Hour); s != nil || err != nil {
+	if s, err := b.glance(t.Context(), "gone", time.Hour); !errors.Is(err, backend.ErrNotFound) {
 		t.Errorf("it is gone: %v, %v", s, err)
 	}
 }

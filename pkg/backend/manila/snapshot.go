@@ -111,33 +111,6 @@ func (b *Backend) cut(ctx context.Context, req backend.CreateSnapshotRequest) (*
 	return nil, fmt.Errorf("%w: it is not known whether Manila has cut the snapshot: %s", backend.ErrPending, err)
 }
 
-// awaitSnapshot is await for a snapshot.
-func (b *Backend) awaitSnapshot(ctx context.Context, id, kind string, done func(*snapshot) bool) (*snapshot, error) {
-	p := pause{b: b, kind: kind}
-	if kind != "" {
-		if err := p.sleep(ctx); err != nil {
-			return nil, fmt.Errorf("snapshot %s: %w", id, err)
-		}
-	}
-	for {
-		s, err := b.getSnapshot(ctx, id)
-		switch {
-		case errors.Is(err, backend.ErrNotFound):
-			p.ended()
-			return nil, nil
-		case errors.Is(err, backend.ErrUnavailable) && p.patient():
-		case err != nil:
-			return nil, err
-		case done(s):
-			p.ended()
-			return s, nil
-		}
-		if err := p.sleep(ctx); err != nil {
-			return nil, fmt.Errorf("snapshot %s: %w", id, err)
-		}
-	}
-}
-
 // findSnapshot returns a snapshot that is ours and is there to stay.
 func (b *Backend) findSnapshot(ctx context.Context, id string) (*snapshot, error) {
 	if !validID(id) {
