@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -299,33 +298,6 @@ func (b *Backend) shareTypes(ctx context.Context, age time.Duration) ([]shareTyp
 	defer b.mu.Unlock()
 	b.types, b.typesAt = answer.Types, b.o.Now()
 	return answer.Types, nil
-}
-
-// message is what Manila tells a user about something that has failed.
-type message struct {
-	Action  string `json:"action_id"`
-	Detail  string `json:"detail_id"`
-	Level   string `json:"message_level"`
-	Text    string `json:"user_message"`
-	Created stamp  `json:"created_at"`
-}
-
-// clockSkew is how far Manila's clocks may be from ours.
-const clockSkew = time.Minute
-
-// complaint returns the newest error message about an object that is of the actions
-// and not from before a time; empty when there is none, or it cannot be had: it only
-// explains.
-func (b *Backend) complaint(ctx context.Context, id string, since time.Time, actions ...string) message {
-	var answer struct{ Messages []message }
-	_ = b.get(ctx, "messages?limit=20&sort_key=created_at&sort_dir=desc&resource_id="+url.QueryEscape(id), &answer)
-	newest := message{}
-	for _, m := range answer.Messages {
-		if m.Level == "ERROR" && slices.Contains(actions, m.Action) && m.Created.After(since.Add(-clockSkew)) && !m.Created.Before(newest.Created.Time) {
-			newest = m
-		}
-	}
-	return newest
 }
 
 func (b *Backend) url(path string) string { return b.client.ServiceURL(path) }
