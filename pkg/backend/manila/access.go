@@ -668,8 +668,7 @@ func (b *Backend) askFor(ctx context.Context, at side, a access) (made bool, err
 		req["access_level"], req["metadata"] = a.level, map[string]string{keyInstance: b.o.Instance}
 	}
 	err = b.actOn(ctx, at, "allow_access", req)
-	refused := (*apiError)(nil)
-	if errors.As(err, &refused) && refused.status == http.StatusBadRequest && strings.Contains(refused.message, "exists") {
+	if refusal(err).says(http.StatusBadRequest, "exists") {
 		return false, nil
 	}
 	return err == nil, err
@@ -679,8 +678,7 @@ func (b *Backend) askFor(ctx context.Context, at side, a access) (made bool, err
 // they are of.
 func (b *Backend) actOn(ctx context.Context, at side, action string, req map[string]any) error {
 	err := b.post(ctx, at.path+"/action", map[string]any{action: req}, nil)
-	refused := (*apiError)(nil)
-	if errors.As(err, &refused) && refused.status == http.StatusBadRequest && strings.Contains(refused.message, "state") {
+	if refused := refusal(err); refused.says(http.StatusBadRequest, "state") {
 		return fmt.Errorf("%w: %w", backend.ErrUnavailable, withoutKind(refused))
 	}
 	return err

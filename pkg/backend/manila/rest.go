@@ -180,8 +180,7 @@ func (b *Backend) setMetadata(ctx context.Context, of string, metadata map[strin
 	for try := 1; ; try++ {
 		err := b.post(ctx, of+"/metadata", map[string]any{"metadata": metadata}, nil) // PUT would drop the others
 		// Of some at once, Manila's database may take one alone (seen with 2025.1).
-		failed := (*apiError)(nil)
-		if !errors.As(err, &failed) || failed.status != http.StatusInternalServerError || try == metadataTries {
+		if !refusal(err).says(http.StatusInternalServerError, "") || try == metadataTries {
 			return err
 		}
 		select {
@@ -205,7 +204,7 @@ func (b *Backend) rules(ctx context.Context, share string) ([]rule, error) {
 		Rules []rule `json:"access_list"`
 	}
 	err := b.get(ctx, "share-access-rules?share_id="+url.QueryEscape(share), &answer)
-	if refused := (*apiError)(nil); errors.As(err, &refused) && refused.status == http.StatusBadRequest {
+	if refusal(err).says(http.StatusBadRequest, "") {
 		return nil, nil // of a share that is gone
 	}
 	return spelled(answer.Rules), err
@@ -260,9 +259,8 @@ func (b *Backend) instanceOf(ctx context.Context, snapshot string) (string, erro
 		Instances []struct{ ID string } `json:"snapshot_instances"`
 	}
 	err := b.get(ctx, "snapshot-instances?snapshot_id="+url.QueryEscape(snapshot), &answer)
-	refused := (*apiError)(nil)
-	switch {
-	case errors.As(err, &refused) && refused.status == http.StatusForbidden:
+	switch refused := refusal(err); {
+	case refused.says(http.StatusForbidden, ""):
 		return "", fmt.Errorf("%w: the parameter \"snapshotDirectory\" of the share's class has the id of the snapshot's instance in it, and Manila's policy "+
 			"(share_snapshot_instance:index) does not show that to this user: %w", backend.ErrUnsupported, withoutKind(refused))
 	case err != nil:
@@ -343,8 +341,8 @@ func (b *Backend) at(ctx context.Context, method, url string, body, into any, ok
 			return nil
 		}
 		e := b.classify(ctx, method, url, err)
-		refused := (*apiError)(nil)
-		if !errors.As(e, &refused) || try > retries || !refused.putOff(method) {
+		refused := refusal(e)
+		if refused == nil || try > retries || !refused.putOff(method) {
 			return e
 		}
 		wait := max(refused.after, 200*time.Millisecond<<try)
@@ -414,6 +412,18 @@ func (e *apiError) Error() string {
 }
 
 func (e *apiError) Unwrap() error { return e.kind }
+
+// refusal returns what Manila has refused; nil if an error is something else.
+func refusal(err error) *apiError {
+	e, _ := errors.AsType[*apiError](err)
+	return e
+}
+
+// says compares a status, and looks for a text in the message. No refusal says
+// anything.
+func (e *apiError) says(status int, text string) bool {
+	return e != nil && e.status == status && strings.Contains(e.message, text)
+}
 
 // putOff says whether the request has had no effect and may have one in a moment:
 // 429, 503 where nothing would have changed, and 401 while Keystone does not answer.

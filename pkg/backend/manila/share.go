@@ -161,13 +161,12 @@ func (b *Backend) make(ctx context.Context, req backend.CreateShareRequest) (*sh
 	ask["metadata"] = metadata
 	var answer struct{ Share *share }
 	err = b.post(ctx, "shares", map[string]any{"share": ask}, &answer)
-	refused := (*apiError)(nil)
-	switch {
+	switch refused := refusal(err); {
 	case err == nil && answer.Share != nil && validID(answer.Share.ID):
 		return answer.Share, nil
 	case err == nil:
 		err = errStrange
-	case errors.As(err, &refused) && refused.status < 500:
+	case refused != nil && refused.status < 500:
 		return nil, err // there is none
 	}
 	return nil, fmt.Errorf("%w: it is not known whether Manila has made the share: %s", backend.ErrPending, err)
@@ -379,14 +378,11 @@ func (b *Backend) extend(ctx context.Context, s *share, size int64) (*share, err
 		}
 		begun := b.o.Now()
 		err = b.post(ctx, "shares/"+id+"/action", map[string]any{"extend": map[string]any{"new_size": size}}, nil)
-		refused := (*apiError)(nil)
-		if errors.As(err, &refused) && (refused.status == http.StatusForbidden || refused.status == http.StatusRequestEntityTooLarge) {
+		switch refused := refusal(err); {
+		case refused.says(http.StatusForbidden, ""), refused.says(http.StatusRequestEntityTooLarge, ""):
 			return nil, fmt.Errorf("%w: %s", backend.ErrExhausted, refused) // over quota (seen as 403)
-		}
-		if errors.As(err, &refused) && refused.status == http.StatusBadRequest && strings.Contains(refused.message, "status") {
-			err = nil // another process was faster
-		}
-		if err != nil {
+		case refused.says(http.StatusBadRequest, "status"): // another process was faster
+		case err != nil:
 			return nil, err
 		}
 		if s, err = b.await(ctx, id, "extend", func(s *share) bool { return stateOf(s.Status) != passing }); err != nil {
@@ -429,8 +425,7 @@ func (b *Backend) DeleteShare(ctx context.Context, id string) (err error) {
 		}
 		if len(left) == 0 {
 			err := b.removeShare(ctx, s)
-			refused := (*apiError)(nil)
-			if !errors.As(err, &refused) || !strings.Contains(refused.message, "dependent snapshots") {
+			if refused := refusal(err); refused == nil || !strings.Contains(refused.message, "dependent snapshots") {
 				return err
 			}
 		}
@@ -564,11 +559,11 @@ func (b *Backend) discard(ctx context.Context, path, status string, look func() 
 		}
 		err = b.delete(ctx, path)
 		unlock()
-		refused := (*apiError)(nil)
+		refused := refusal(err)
 		switch {
 		case err == nil, errors.Is(err, backend.ErrNotFound):
 			return nil, nil
-		case !errors.As(err, &refused) || !slices.Contains(refusals, refused.status):
+		case refused == nil || !slices.Contains(refusals, refused.status):
 			return nil, err
 		}
 		// Is something else being done to it, or has somebody else deleted it?

@@ -95,17 +95,16 @@ func (b *Backend) cut(ctx context.Context, req backend.CreateSnapshotRequest) (*
 	}
 	var answer struct{ Snapshot *snapshot }
 	err = b.post(ctx, "snapshots", map[string]any{"snapshot": ask}, &answer)
-	refused := (*apiError)(nil)
-	switch {
+	switch refused := refusal(err); {
 	case err == nil && answer.Snapshot != nil && validID(answer.Snapshot.ID):
 		// Who has cut it knows what it is for.
 		answer.Snapshot.ShareID, answer.Snapshot.Metadata = req.ShareID, m
 		return answer.Snapshot, nil
 	case err == nil:
 		err = errStrange
-	case errors.As(err, &refused) && refused.status == http.StatusForbidden:
+	case refused.says(http.StatusForbidden, ""):
 		return nil, fmt.Errorf("%w: %w", backend.ErrUnavailable, withoutKind(refused)) // its status has changed meanwhile
-	case errors.As(err, &refused) && refused.status < 500:
+	case refused != nil && refused.status < 500:
 		return nil, err
 	}
 	return nil, fmt.Errorf("%w: it is not known whether Manila has cut the snapshot: %s", backend.ErrPending, err)
