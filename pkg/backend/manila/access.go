@@ -86,9 +86,9 @@ func lets(all []access, to string) bool {
 	return slices.ContainsFunc(all, func(a access) bool { return a.to == to })
 }
 
-// at says what the rules are on that a consumer needs: two with the same answer
-// share them.
-func (s *share) at(consumer string) string {
+// sideKey stands for the side that a consumer's rules are on: who has the same shares
+// them.
+func (s *share) sideKey(consumer string) string {
 	what := s.kept(consumer)
 	switch {
 	case what == holdsShare || s.wayOf() == wayDirectory:
@@ -102,9 +102,9 @@ func (s *share) at(consumer string) string {
 // needed returns the accesses that are needed where a consumer's rules are, but
 // for those that are leaving, and what consumers needed that hold nothing any more.
 // A client may be there at both levels.
-func (s *share) needed(at string) (all []access) {
+func (s *share) needed(side string) (all []access) {
 	for _, g := range s.grants(prefixGrant) {
-		if _, leaving := s.marked(g.leavingKey()); !leaving && s.kept(g.consumer) != "" && s.at(g.consumer) == at {
+		if _, leaving := s.marked(g.leavingKey()); !leaving && s.kept(g.consumer) != "" && s.sideKey(g.consumer) == side {
 			all = append(all, g.accesses...)
 		}
 	}
@@ -177,7 +177,7 @@ func (b *Backend) letIn(ctx context.Context, s *share, consumer string, node bac
 			return nil, err
 		}
 		s = now
-		served := b.serve(ctx, at, s.needed(s.at(consumer)), g.accesses, fresh)
+		served := b.serve(ctx, at, s.needed(s.sideKey(consumer)), g.accesses, fresh)
 		if served != nil && !errors.Is(served, errGone) {
 			return nil, served
 		}
@@ -350,7 +350,7 @@ const (
 func (s *share) leaving(g grant, after time.Time) bool {
 	for _, other := range s.grants(prefixGrant) {
 		since, marked := s.marked(other.leavingKey())
-		if marked && since.After(after) && s.at(other.consumer) == s.at(g.consumer) &&
+		if marked && since.After(after) && s.sideKey(other.consumer) == s.sideKey(g.consumer) &&
 			slices.ContainsFunc(other.accesses, func(a access) bool { return lets(g.accesses, a.to) }) {
 			return true
 		}
@@ -365,7 +365,7 @@ func (s *share) leaving(g grant, after time.Time) bool {
 // whoever is not seen there has written its need later, sees the mark, and waits.
 // The rules are denied by the ids that they had before that look.
 func (b *Backend) revoke(ctx context.Context, s *share, consumer, node string) error {
-	before, where, begun := s, s.at(consumer), b.o.Now()
+	before, where, begun := s, s.sideKey(consumer), b.o.Now()
 	path, mark := "shares/"+s.ID, begun.UTC().Format(time.RFC3339)+" "+rand.Text()[:12]
 	marks, gone := map[string]string{}, map[string]grant{}
 	for _, prefix := range []string{prefixGrant, prefixLeaving} { // a killed process may have left no more than its mark

@@ -161,7 +161,7 @@ func (b *Backend) negotiate(ctx context.Context) (int, error) {
 		}
 	}
 	// Some versions answer "multiple choices".
-	if err := b.at(ctx, http.MethodGet, root+"/", nil, &answer, http.StatusOK, http.StatusMultipleChoices); err != nil {
+	if err := b.send(ctx, http.MethodGet, root+"/", nil, &answer, http.StatusOK, http.StatusMultipleChoices); err != nil {
 		return 0, fmt.Errorf("ask %s/ for its versions: %w", root, err)
 	}
 	for _, v := range answer.Versions {

@@ -192,7 +192,7 @@ func (b *Backend) setMetadata(ctx context.Context, of string, metadata map[strin
 }
 
 func (b *Backend) dropMetadata(ctx context.Context, of, key string) error {
-	err := b.at(ctx, http.MethodDelete, b.url(of+"/metadata/"+url.PathEscape(key)), nil, nil, http.StatusOK, http.StatusNoContent)
+	err := b.delete(ctx, of+"/metadata/"+url.PathEscape(key))
 	if errors.Is(err, backend.ErrNotFound) {
 		return nil
 	}
@@ -301,27 +301,27 @@ func (b *Backend) shareTypes(ctx context.Context, age time.Duration) ([]shareTyp
 func (b *Backend) url(path string) string { return b.client.ServiceURL(path) }
 
 func (b *Backend) get(ctx context.Context, path string, into any) error {
-	return b.at(ctx, http.MethodGet, b.url(path), nil, into, http.StatusOK)
+	return b.send(ctx, http.MethodGet, b.url(path), nil, into, http.StatusOK)
 }
 
 func (b *Backend) post(ctx context.Context, path string, body, into any) error {
-	return b.at(ctx, http.MethodPost, b.url(path), body, into, http.StatusOK, http.StatusCreated, http.StatusAccepted)
+	return b.send(ctx, http.MethodPost, b.url(path), body, into, http.StatusOK, http.StatusCreated, http.StatusAccepted)
 }
 
 func (b *Backend) put(ctx context.Context, path string, body any) error {
-	return b.at(ctx, http.MethodPut, b.url(path), body, nil, http.StatusOK, http.StatusAccepted)
+	return b.send(ctx, http.MethodPut, b.url(path), body, nil, http.StatusOK, http.StatusAccepted)
 }
 
 func (b *Backend) delete(ctx context.Context, path string) error {
-	return b.at(ctx, http.MethodDelete, b.url(path), nil, nil, http.StatusOK, http.StatusAccepted, http.StatusNoContent)
+	return b.send(ctx, http.MethodDelete, b.url(path), nil, nil, http.StatusOK, http.StatusAccepted, http.StatusNoContent)
 }
 
 // retries bounds how often a request is sent again that Manila has put off.
 const retries = 3
 
-// at sends one request. What was put off is sent again when Manila says, if the
+// send makes one request. What was put off is sent again when Manila says, if the
 // caller has so much time.
-func (b *Backend) at(ctx context.Context, method, url string, body, into any, ok ...int) error {
+func (b *Backend) send(ctx context.Context, method, url string, body, into any, ok ...int) error {
 	for try := 1; ; try++ {
 		// Decoded here, as JSON that does not fit is trouble of the cloud's too.
 		var raw json.RawMessage
@@ -424,6 +424,15 @@ func refusal(err error) *apiError {
 func (e *apiError) says(status int, text string) bool {
 	return e != nil && e.status == status && strings.Contains(e.message, text)
 }
+
+// withoutKind is a refusal that the caller knows how to classify.
+func withoutKind(e *apiError) *apiError {
+	copied := *e
+	copied.kind = errRefused
+	return &copied
+}
+
+var errRefused = errors.New("refused")
 
 // putOff says whether the request has had no effect and may have one in a moment:
 // 429, 503 where nothing would have changed, and 401 while Keystone does not answer.

@@ -577,15 +577,6 @@ func (b *Backend) discard(ctx context.Context, path, status string, look func() 
 	return nil, nil
 }
 
-// withoutKind is a refusal that the caller knows how to classify.
-func withoutKind(e *apiError) *apiError {
-	copied := *e
-	copied.kind = errRefused
-	return &copied
-}
-
-var errRefused = errors.New("refused")
-
 // lockedBy names the resource locks that keep a share, if there are any.
 func (b *Backend) lockedBy(ctx context.Context, id string) string {
 	const sinceLocks = 81
