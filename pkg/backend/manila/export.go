@@ -315,10 +315,7 @@ func (b *Backend) giveUp(ctx context.Context, err error, s *share, consumer stri
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), giveUpTimeout)
 	defer cancel()
-	if left := b.release(ctx, s, consumer, target); left != nil {
-		return fmt.Errorf("%w: %s; and letting go of it: %s", backend.ErrPending, err, left)
-	}
-	return err
+	return undone(err, b.release(ctx, s, consumer, target))
 }
 
 // giveUpTimeout bounds what is still done for a call that has failed.

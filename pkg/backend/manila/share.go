@@ -226,17 +226,15 @@ func (b *Backend) finish(ctx context.Context, req backend.CreateShareRequest, fo
 	case s == nil:
 		return nil, errAgain
 	case stateOf(s.Status) == failed:
-		return nil, b.undo(ctx, s)
+		reason := why("Manila could not make the share", b.complaint(ctx, s.ID, time.Time{}, creating...))
+		return nil, undone(reason, b.removeShare(ctx, s))
 	}
 	if s.Size < s.asked() {
 		clone := s
 		s, err = b.extend(ctx, s, s.asked())
 		for _, final := range []error{backend.ErrExhausted, backend.ErrUnsupported, backend.ErrInvalid} {
 			if errors.Is(err, final) { // it will not have the size, so it goes
-				if gone := b.removeShare(ctx, clone); gone != nil {
-					return nil, fmt.Errorf("%w: %s; and removing it: %s", backend.ErrPending, err, gone)
-				}
-				return nil, err
+				return nil, undone(err, b.removeShare(ctx, clone))
 			}
 		}
 		if err != nil {
@@ -277,14 +275,13 @@ func orEmpty(m map[string]string) map[string]string {
 	return m
 }
 
-// undo removes a share that Manila could not make, and says why it could not. It
-// is final only when nothing is left.
-func (b *Backend) undo(ctx context.Context, s *share) error {
-	reason := why("Manila could not make the share", b.complaint(ctx, s.ID, time.Time{}, creating...))
-	if err := b.removeShare(ctx, s); err != nil {
-		return fmt.Errorf("%w: %s; and removing it: %s", backend.ErrPending, reason, err)
+// undone is the error of what has failed, if left is why the rest of it may still be
+// there: it is final only when nothing is.
+func undone(err, left error) error {
+	if left == nil {
+		return err
 	}
-	return reason
+	return fmt.Errorf("%w: %s; and removing it: %s", backend.ErrPending, err, left)
 }
 
 // Share implements backend.Backend.

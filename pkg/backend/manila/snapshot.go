@@ -67,10 +67,7 @@ func (b *Backend) finishSnapshot(ctx context.Context, req backend.CreateSnapshot
 		return nil, errAgain
 	case stateOf(s.Status) == failed:
 		reason := why("Manila could not cut the snapshot", b.complaint(ctx, s.ID, time.Time{}, creating...))
-		if err := b.removeSnapshot(ctx, s); err != nil {
-			return nil, fmt.Errorf("%w: %s; and removing it: %s", backend.ErrPending, reason, err)
-		}
-		return nil, reason
+		return nil, undone(reason, b.removeSnapshot(ctx, s))
 	}
 	return s, settleTwins(ctx, b, b.snapshotCalls(), s, kind != "")
 }
