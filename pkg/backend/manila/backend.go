@@ -266,3 +266,24 @@ func (b *Backend) Capacity(ctx context.Context) (backend.Capacity, error) {
 	}
 	return c, nil
 }
+
+// pageOf returns the page behind after of objects in the order of their keys.
+func pageOf[T any](all []T, key func(T) string, after string, limit int) (page []T, more bool) {
+	slices.SortFunc(all, func(x, y T) int { return strings.Compare(key(x), key(y)) })
+	from := 0
+	for from < len(all) && after != "" && key(all[from]) <= after {
+		from++
+	}
+	all = all[from:]
+	if limit > 0 && len(all) > limit {
+		return all[:limit], true
+	}
+	return all, false
+}
+
+// wrap says what was being done.
+func wrap(err *error, format string, args ...any) {
+	if *err != nil {
+		*err = fmt.Errorf(format+": %w", append(args, *err)...)
+	}
+}

@@ -537,7 +537,7 @@ func (b *Backend) ListExports(ctx context.Context, after string, limit int) (_ [
 			holds = append(holds, hold{consumer, s})
 		}
 	}
-	page, more := cut(holds, func(h hold) string { return h.consumer }, after, limit)
+	page, more := pageOf(holds, func(h hold) string { return h.consumer }, after, limit)
 	var out []*backend.Export
 	for _, h := range page {
 		out = append(out, &backend.Export{Target: h.share.target(h.consumer), Consumer: h.consumer})

@@ -356,7 +356,7 @@ func (b *Backend) ListSnapshots(ctx context.Context, after string, limit int) (_
 	all = slices.DeleteFunc(all, func(s *snapshot) bool {
 		return s.Metadata[keyInstance] != b.o.Instance || s.Status == "deleting" || stateOf(s.Status) == passing
 	})
-	page, more := cut(all, func(s *snapshot) string { return s.ID }, after, limit)
+	page, more := pageOf(all, func(s *snapshot) string { return s.ID }, after, limit)
 	out := make([]*backend.Snapshot, len(page))
 	for i, s := range page {
 		out[i] = publicSnapshot(s)
