@@ -76,42 +76,15 @@ func (b *Backend) make(ctx context.Context, req backend.CreateShareRequest) (*sh
 	if err != nil {
 		return nil, err
 	}
-	size := max(1, (req.MinSize+gib-1)/gib)
+	size := sizeOf(req)
 	if req.MaxSize > 0 && size*gib > req.MaxSize {
 		return nil, fmt.Errorf("%w: Manila makes shares of whole GiB, and none is between %d and %d bytes", backend.ErrInvalid, req.MinSize, req.MaxSize)
 	}
 	p := req.Parameters
 	ask := map[string]any{"name": label(req.Name), "size": size}
 	if req.FromSnapshot != "" {
-		source, parent, err := b.source(ctx, req.FromSnapshot)
-		if err != nil {
+		if err := b.likeSource(ctx, req, ask, keep); err != nil {
 			return nil, err
-		}
-		if source.Size > size {
-			return nil, fmt.Errorf("%w: %d bytes cannot hold the source of %d", backend.ErrInvalid, req.MinSize, source.Size*gib)
-		}
-		if p["autoTopology"] == "true" && len(req.Zones) > 0 && parent.Zone != "" && !slices.Contains(req.Zones, parent.Zone) {
-			return nil, fmt.Errorf("%w: a share is made from a snapshot where that is, in zone %s, and wanted in %s", backend.ErrExhausted, parent.Zone, strings.Join(req.Zones, " or "))
-		}
-		if p["protocol"] != "" && !strings.EqualFold(p["protocol"], parent.Protocol) {
-			return nil, fmt.Errorf("%w: parameter \"protocol\" is %q, but a share that is made from a snapshot speaks as its source, %s", backend.ErrInvalid, p["protocol"], parent.Protocol)
-		}
-		if p["type"] != "" {
-			t, err := b.shareType(ctx, p["type"])
-			if err != nil {
-				return nil, err
-			}
-			if t.Name != parent.TypeName { // which Manila refuses too
-				return nil, fmt.Errorf("%w: parameter \"type\" is %q, but a share that is made from a snapshot has the type of its source, %q", backend.ErrInvalid, p["type"], parent.TypeName)
-			}
-		}
-		// A clone that is asked for larger than its snapshot comes out with the
-		// snapshot's quota: it is extended afterwards (seen on CephFS, 2025.1).
-		ask["size"], ask["snapshot_id"], ask["share_proto"], ask["share_type"] = source.Size, source.ID, parent.Protocol, parent.TypeName
-		for _, name := range []string{"access", "snapshotDirectory", "cephfs-mounter"} {
-			if _, ok := keep[name]; !ok && parent.class(name) != "" {
-				keep[name] = parent.class(name)
-			}
 		}
 	} else {
 		t, err := b.shareType(ctx, p["type"])
@@ -123,25 +96,21 @@ func (b *Backend) make(ctx context.Context, req backend.CreateShareRequest) (*sh
 			ask["share_proto"] = protocolOf(t)
 		}
 	}
-	for parameter, field := range map[string]string{"shareNetworkID": "share_network_id", "groupID": "share_group_id"} {
+	for parameter, since := range map[string]int{"groupID": sinceGroups, "affinity": sinceHints, "antiAffinity": sinceHints} {
+		if p[parameter] != "" && b.minor < since {
+			return nil, fmt.Errorf("%w: parameter %q needs Manila's microversion 2.%d, and this one speaks 2.%d", backend.ErrUnsupported, parameter, since, b.minor)
+		}
+	}
+	if choosesZone(req) {
+		ask["availability_zone"] = req.Zones[0]
+	}
+	for parameter, field := range map[string]string{"availability": "availability_zone", "shareNetworkID": "share_network_id", "groupID": "share_group_id"} {
 		if p[parameter] != "" {
 			ask[field] = p[parameter]
 		}
 	}
-	if p["groupID"] != "" && b.minor < sinceGroups {
-		return nil, fmt.Errorf("%w: parameter \"groupID\" needs Manila's microversion 2.%d, and this one speaks 2.%d", backend.ErrUnsupported, sinceGroups, b.minor)
-	}
-	switch {
-	case p["availability"] != "":
-		ask["availability_zone"] = p["availability"]
-	case choosesZone(req):
-		ask["availability_zone"] = req.Zones[0]
-	}
 	hints := map[string]any{}
 	for parameter, hint := range map[string]string{"affinity": "same_host", "antiAffinity": "different_host"} {
-		if p[parameter] != "" && b.minor < sinceHints {
-			return nil, fmt.Errorf("%w: parameter %q needs Manila's microversion 2.%d, and this one speaks 2.%d", backend.ErrUnsupported, parameter, sinceHints, b.minor)
-		}
 		if p[parameter] != "" {
 			hints[hint] = p[parameter]
 		}
@@ -149,14 +118,12 @@ func (b *Backend) make(ctx context.Context, req backend.CreateShareRequest) (*sh
 	if len(hints) > 0 {
 		ask["scheduler_hints"] = hints
 	}
-	metadata, err := extraMetadata(p["appendShareMetadata"])
+	extra, err := extraMetadata(p["appendShareMetadata"])
 	if err != nil {
 		return nil, err
 	}
-	if metadata == nil {
-		metadata = map[string]string{}
-	}
-	maps.Copy(metadata, b.describe(req, size, keep))
+	metadata := b.describe(req, size, keep)
+	maps.Copy(metadata, extra) // no key is in both
 	ask["metadata"] = metadata
 	var answer struct{ Share *share }
 	err = b.post(ctx, "shares", map[string]any{"share": ask}, &answer)
@@ -169,6 +136,46 @@ func (b *Backend) make(ctx context.Context, req backend.CreateShareRequest) (*sh
 		return nil, err // there is none
 	}
 	return nil, fmt.Errorf("%w: it is not known whether Manila has made the share: %s", backend.ErrPending, err)
+}
+
+// sizeOf is the least size that a request allows, in GiB.
+func sizeOf(req backend.CreateShareRequest) int64 { return max(1, (req.MinSize+gib-1)/gib) }
+
+// likeSource asks for what a share has from the snapshot that it is made from, and
+// keeps what the class does not say otherwise.
+func (b *Backend) likeSource(ctx context.Context, req backend.CreateShareRequest, ask map[string]any, keep map[string]string) error {
+	p := req.Parameters
+	source, parent, err := b.source(ctx, req.FromSnapshot)
+	if err != nil {
+		return err
+	}
+	if source.Size > sizeOf(req) {
+		return fmt.Errorf("%w: %d bytes cannot hold the source of %d", backend.ErrInvalid, req.MinSize, source.Size*gib)
+	}
+	if p["autoTopology"] == "true" && len(req.Zones) > 0 && parent.Zone != "" && !slices.Contains(req.Zones, parent.Zone) {
+		return fmt.Errorf("%w: a share is made from a snapshot where that is, in zone %s, and wanted in %s", backend.ErrExhausted, parent.Zone, strings.Join(req.Zones, " or "))
+	}
+	if p["protocol"] != "" && !strings.EqualFold(p["protocol"], parent.Protocol) {
+		return fmt.Errorf("%w: parameter \"protocol\" is %q, but a share that is made from a snapshot speaks as its source, %s", backend.ErrInvalid, p["protocol"], parent.Protocol)
+	}
+	if p["type"] != "" {
+		t, err := b.shareType(ctx, p["type"])
+		if err != nil {
+			return err
+		}
+		if t.Name != parent.TypeName { // which Manila refuses too
+			return fmt.Errorf("%w: parameter \"type\" is %q, but a share that is made from a snapshot has the type of its source, %q", backend.ErrInvalid, p["type"], parent.TypeName)
+		}
+	}
+	// A clone that is asked for larger than its snapshot comes out with the
+	// snapshot's quota: it is extended afterwards (seen on CephFS, 2025.1).
+	ask["size"], ask["snapshot_id"], ask["share_proto"], ask["share_type"] = source.Size, source.ID, parent.Protocol, parent.TypeName
+	for _, name := range []string{"access", "snapshotDirectory", "cephfs-mounter"} {
+		if _, ok := keep[name]; !ok && parent.class(name) != "" {
+			keep[name] = parent.class(name)
+		}
+	}
+	return nil
 }
 
 // protocolOf is what the shares of a type speak, if their class does not say: the
