@@ -46,10 +46,8 @@ type creation struct {
 	zones       []string // where it is wanted, the best first
 }
 
-// consumer is the name under which the volume holds what it is made of. A
-// volume's name has one, whatever the volume is, and one consumer holds one
-// target: so two volumes of one name cannot be two different things.
-func (c creation) consumer() string { return consumerPrefix + digest(c.name) }
+// consumer is the name under which the volume holds what it is made of.
+func (c creation) consumer() string { return consumerOf(c.name) }
 
 // CreateVolume makes a share, or a reference to a snapshot. Its forms are those
 // of the table in the README.
@@ -559,7 +557,7 @@ func deleteReference(ctx context.Context, b backend.Backend, v Volume) error {
 	}
 	// Only what was cut for this very volume.
 	if name, ok := strings.CutPrefix(snapshot.Name, temporaryName("")); ok && snapshot.Role == backend.RoleTemporary &&
-		v.Consumer == consumerPrefix+digest(name) {
+		v.Consumer == consumerOf(name) {
 		return b.DeleteSnapshot(ctx, v.Snapshot)
 	}
 	return nil
