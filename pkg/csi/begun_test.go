@@ -90,8 +90,8 @@ func TestSourceGone(t *testing.T) {
 			remove(source)
 			if test.detail != "" {
 				begun := ""
-				cloud.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-					for id, s := range shares {
+				cloud.Alter(func(objects fakemanila.Objects) {
+					for id, s := range objects.Shares {
 						if s.Name == "new" {
 							begun, s.Status = id, "error"
 						}

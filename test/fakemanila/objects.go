@@ -860,12 +860,20 @@ func (s *Server) Counts() string {
 	return fmt.Sprintf("%d shares, %d snapshots, %d rules", len(s.shares), len(s.snapshots), len(s.rules))
 }
 
+// Objects are what the cloud has, by id.
+type Objects struct {
+	Shares    map[string]*Share
+	Snapshots map[string]*Snapshot
+	Rules     map[string]*Rule
+	Types     []*Type
+}
+
 // Alter changes what there is behind a client's back.
-func (s *Server) Alter(change func(shares map[string]*Share, snapshots map[string]*Snapshot, rules map[string]*Rule, types []*Type)) {
+func (s *Server) Alter(change func(Objects)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.advance()
-	change(s.shares, s.snapshots, s.rules, s.types)
+	change(Objects{s.shares, s.snapshots, s.rules, s.types})
 }
 
 // Age makes all messages older.

@@ -14,13 +14,13 @@ import (
 // crowd gives the cloud so many shares like one that is there, and as many
 // snapshots of that one.
 func (c *cloud) crowd(like string, n int) {
-	c.Alter(func(shares map[string]*fakemanila.Share, snapshots map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+	c.Alter(func(objects fakemanila.Objects) {
 		for i := range n {
-			s := *shares[like]
+			s := *objects.Shares[like]
 			s.ID, s.Metadata = fmt.Sprintf("crowd-%04d", i), maps.Clone(s.Metadata)
-			shares[s.ID] = &s
+			objects.Shares[s.ID] = &s
 			m := map[string]string{keyInstance: "abaca", keyID: s.ID}
-			snapshots["s"+s.ID] = &fakemanila.Snapshot{ID: "s" + s.ID, ShareID: like, Status: "available", Size: 1, Metadata: m,
+			objects.Snapshots["s"+s.ID] = &fakemanila.Snapshot{ID: "s" + s.ID, ShareID: like, Status: "available", Size: 1, Metadata: m,
 				Description: oldDescription(m), Created: s.Created}
 		}
 	})
@@ -70,9 +70,9 @@ func TestPagesMeanwhile(t *testing.T) {
 		for len(c.Requests()) == 0 {
 			time.Sleep(time.Millisecond)
 		}
-		c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+		c.Alter(func(objects fakemanila.Objects) {
 			for i := range 60 {
-				delete(shares, fmt.Sprintf("crowd-%04d", i))
+				delete(objects.Shares, fmt.Sprintf("crowd-%04d", i))
 			}
 		})
 	}()
