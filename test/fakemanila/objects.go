@@ -290,8 +290,6 @@ func (s *Server) say(resource, detail, text string) {
 	s.messages = append(s.messages, &message{newID(), resource, "ERROR", detail, actions[action], text, now()})
 }
 
-func (c *call) share() *Share { return c.shares[c.path[1]] }
-
 func (c *call) listShares() answer {
 	var all []*Share
 	q := c.r.URL.Query()
@@ -324,17 +322,11 @@ func (c *call) order(a, b time.Time, aID, bID string) int {
 }
 
 func (c *call) getShare() answer {
-	if s := c.share(); s != nil {
-		return answer{200, map[string]any{"share": c.describe(s)}}
-	}
-	return refuse(404, "The resource could not be found.")
+	return answer{200, map[string]any{"share": c.describe(c.share)}}
 }
 
 func (c *call) deleteShare() answer {
-	s := c.share()
-	if s == nil {
-		return refuse(404, "The resource could not be found.")
-	}
+	s := c.share
 	if s.Group != "" && c.r.URL.Query().Get("share_group_id") == "" {
 		return refuse(400, "Must provide 'share_group_id' as a request parameter when deleting a share in a share group.")
 	}
@@ -368,12 +360,8 @@ func (c *call) deleteShare() answer {
 }
 
 func (c *call) shareLocations() answer {
-	s := c.share()
-	if s == nil {
-		return refuse(404, "The resource could not be found.")
-	}
 	out := []any{}
-	for _, l := range s.Locations {
+	for _, l := range c.share.Locations {
 		if !l.Admin { // a member does not see the others
 			out = append(out, map[string]any{"id": newID(), "path": l.Path, "preferred": l.Preferred})
 		}
@@ -382,10 +370,7 @@ func (c *call) shareLocations() answer {
 }
 
 func (c *call) shareAction() answer {
-	s := c.share()
-	if s == nil {
-		return refuse(404, "The resource could not be found.")
-	}
+	s := c.share
 	if req, ok := c.body["allow_access"].(map[string]any); ok {
 		return c.allow(&Rule{ShareID: s.ID}, req, s.Status)
 	}
@@ -565,28 +550,18 @@ func (c *call) updateRule() answer {
 
 // metadata is that of the share or snapshot of the path.
 func (c *call) metadata() map[string]string {
-	if c.path[0] == "shares" && c.share() != nil {
-		return c.share().Metadata
+	if c.share != nil {
+		return c.share.Metadata
 	}
-	if c.path[0] == "snapshots" && c.snapshots[c.path[1]] != nil {
-		return c.snapshots[c.path[1]].Metadata
-	}
-	return nil
+	return c.snapshot.Metadata
 }
 
 func (c *call) getMetadata() answer {
-	m := c.metadata()
-	if m == nil {
-		return refuse(404, "The resource could not be found.")
-	}
-	return answer{200, map[string]any{"metadata": m}}
+	return answer{200, map[string]any{"metadata": c.metadata()}}
 }
 
 func (c *call) setMetadata() answer {
 	m := c.metadata()
-	if m == nil {
-		return refuse(404, "The resource could not be found.")
-	}
 	given := metadataOf(c.body["metadata"])
 	if wrong := badMetadata(given); wrong != "" {
 		return refuse(400, "%s", wrong)
@@ -669,22 +644,15 @@ func (c *call) listSnapshots() answer {
 }
 
 func (c *call) getSnapshot() answer {
-	if s := c.snapshots[c.path[1]]; s != nil {
-		return answer{200, map[string]any{"snapshot": c.describeSnapshot(s)}}
-	}
-	return refuse(404, "Snapshot %s could not be found.", c.path[1])
+	return answer{200, map[string]any{"snapshot": c.describeSnapshot(c.snapshot)}}
 }
 
 func (c *call) updateSnapshot() answer {
-	s := c.snapshots[c.path[1]]
-	if s == nil {
-		return refuse(404, "Snapshot %s could not be found.", c.path[1])
-	}
 	req, _ := c.body["snapshot"].(map[string]any)
 	if d, ok := req["display_description"].(string); ok {
-		s.Description = d
+		c.snapshot.Description = d
 	}
-	return answer{200, map[string]any{"snapshot": c.describeSnapshot(s)}}
+	return c.getSnapshot()
 }
 
 func (c *call) listInstances() answer {
@@ -701,10 +669,7 @@ func (c *call) listInstances() answer {
 }
 
 func (c *call) deleteSnapshot() answer {
-	s := c.snapshots[c.path[1]]
-	if s == nil {
-		return refuse(404, "Snapshot %s could not be found.", c.path[1])
-	}
+	s := c.snapshot
 	if !slices.Contains([]string{"available", "error"}, s.Status) {
 		return refuse(400, "Invalid share snapshot: Share Snapshot status must be one of ('available', 'error').")
 	}
@@ -722,29 +687,23 @@ func (c *call) deleteSnapshot() answer {
 	return answer{202, nil}
 }
 
-// mountable returns the snapshot of the path if its type can mount snapshots.
-func (c *call) mountable() (*Snapshot, *answer) {
-	s := c.snapshots[c.path[1]]
-	if s == nil {
-		a := refuse(404, "Snapshot %s could not be found.", c.path[1])
-		return nil, &a
-	}
-	share := c.shares[s.ShareID]
-	if share == nil || !truth(share.Specs["mount_snapshot_support"]) {
-		a := refuse(400, "Cannot control access to the snapshot %s since the parent share %s does not support mounting its snapshots.", s.ID, s.ShareID)
-		return nil, &a
-	}
-	return s, nil
+// mountable says whether the snapshot can be mounted.
+func (c *call) mountable() bool {
+	share := c.shares[c.snapshot.ShareID]
+	return share != nil && truth(share.Specs["mount_snapshot_support"])
+}
+
+func (c *call) notMountable() answer {
+	return refuse(400, "Cannot control access to the snapshot %s since the parent share %s does not support mounting its snapshots.", c.snapshot.ID, c.snapshot.ShareID)
 }
 
 func (c *call) listSnapshotRules() answer {
-	s, refused := c.mountable()
-	if refused != nil {
-		return *refused
+	if !c.mountable() {
+		return c.notMountable()
 	}
 	out := []any{}
 	for _, r := range c.rules {
-		if r.SnapshotID == s.ID {
+		if r.SnapshotID == c.snapshot.ID {
 			out = append(out, map[string]any{"id": r.ID, "access_to": r.To, "access_type": r.Type, "state": r.State})
 		}
 	}
@@ -752,9 +711,9 @@ func (c *call) listSnapshotRules() answer {
 }
 
 func (c *call) snapshotAction() answer {
-	s, refused := c.mountable()
-	if refused != nil {
-		return *refused
+	s := c.snapshot
+	if !c.mountable() {
+		return c.notMountable()
 	}
 	if req, ok := c.body["allow_access"].(map[string]any); ok {
 		return c.allow(&Rule{SnapshotID: s.ID, Level: "ro"}, req, s.Status)
@@ -770,8 +729,8 @@ func (c *call) snapshotAction() answer {
 
 func (c *call) snapshotLocations() answer {
 	out := []any{}
-	if s, refused := c.mountable(); refused == nil && s.Status == "available" {
-		out = append(out, map[string]any{"id": newID(), "path": "127.0.0.1:/snapshots/" + s.ID})
+	if c.mountable() && c.snapshot.Status == "available" {
+		out = append(out, map[string]any{"id": newID(), "path": "127.0.0.1:/snapshots/" + c.snapshot.ID})
 	}
 	return answer{200, map[string]any{"share_snapshot_export_locations": out}}
 }

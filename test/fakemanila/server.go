@@ -227,6 +227,9 @@ type call struct {
 	body map[string]any
 	path []string // behind /v2
 	mv   [2]int
+	// What the path names, where it begins with shares/* or snapshots/*.
+	share    *Share
+	snapshot *Snapshot
 }
 
 // answer is a status and what goes with it: an object, or nothing.
@@ -414,9 +417,20 @@ func (c *call) answer(version string) answer {
 	}
 	c.path = strings.Split(rest, "/")
 	for _, route := range routes {
-		if route.method == c.r.Method && c.matches(route.pattern) && c.since(route.since) {
-			return route.do(c)
+		if route.method != c.r.Method || !c.matches(route.pattern) || !c.since(route.since) {
+			continue
 		}
+		if strings.HasPrefix(route.pattern, "shares/*") {
+			if c.share = c.shares[c.path[1]]; c.share == nil {
+				break
+			}
+		}
+		if strings.HasPrefix(route.pattern, "snapshots/*") {
+			if c.snapshot = c.snapshots[c.path[1]]; c.snapshot == nil {
+				return refuse(404, "Snapshot %s could not be found.", c.path[1])
+			}
+		}
+		return route.do(c)
 	}
 	return refuse(404, "The resource could not be found.")
 }
