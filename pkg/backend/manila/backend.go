@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -230,38 +231,34 @@ const gib = 1 << 30
 
 // Parameters implements backend.Parameterized.
 func (b *Backend) Parameters() []string {
-	names := make([]string, 0, len(parameters))
-	for name := range parameters {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
+	return slices.Sorted(maps.Keys(parameters))
 }
 
 // Capacity implements backend.CapacityReporter: what the project's quota leaves.
 // Manila tells a project nothing of its back ends.
 func (b *Backend) Capacity(ctx context.Context) (backend.Capacity, error) {
-	var answer struct {
-		Set map[string]any `json:"quota_set"`
+	type quota struct {
+		Limit    int64
+		Used     int64 `json:"in_use"`
+		Reserved int64
 	}
+	var answer struct {
+		Set struct {
+			Gigabytes quota
+			PerShare  quota `json:"per_share_gigabytes"`
+		} `json:"quota_set"`
+	}
+	answer.Set.Gigabytes.Limit, answer.Set.PerShare.Limit = -1, -1 // what is not there has none
 	if err := b.get(ctx, "quota-sets/"+b.project+"/detail", &answer); err != nil {
 		return backend.Capacity{}, fmt.Errorf("ask for the quota: %w", err)
 	}
-	number := func(quota, field string) int64 {
-		m, _ := answer.Set[quota].(map[string]any)
-		n, err := strconv.ParseInt(fmt.Sprint(m[field]), 10, 64)
-		if err != nil {
-			return -1
-		}
-		return n
-	}
 	const unlimited = 1 << 60
 	c := backend.Capacity{Available: unlimited, MaxShareSize: unlimited, MinShareSize: gib}
-	if limit := number("gigabytes", "limit"); limit >= 0 {
-		c.Available = max(0, limit-number("gigabytes", "in_use")-max(0, number("gigabytes", "reserved"))) * gib
-		c.MaxShareSize = limit * gib
+	if q := answer.Set.Gigabytes; q.Limit >= 0 {
+		c.Available = max(0, q.Limit-q.Used-max(0, q.Reserved)) * gib
+		c.MaxShareSize = q.Limit * gib
 	}
-	if limit := number("per_share_gigabytes", "limit"); limit >= 0 {
+	if limit := answer.Set.PerShare.Limit; limit >= 0 {
 		c.MaxShareSize = min(c.MaxShareSize, limit*gib)
 	}
 	return c, nil

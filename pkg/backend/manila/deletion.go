@@ -198,17 +198,16 @@ func (b *Backend) lockedBy(ctx context.Context, id string) string {
 	if b.minor < sinceLocks {
 		return ""
 	}
-	var answer struct {
-		Locks []struct {
-			ID     string
-			Reason string `json:"lock_reason"`
-		} `json:"resource_locks"`
+	type lock struct {
+		ID     string
+		Reason string `json:"lock_reason"`
 	}
-	if b.get(ctx, "resource-locks?resource_id="+url.QueryEscape(id), &answer) != nil || len(answer.Locks) == 0 {
+	locks, err := listing[lock](ctx, b, "resource-locks?resource_id="+url.QueryEscape(id), "resource_locks")
+	if err != nil || len(locks) == 0 {
 		return ""
 	}
 	var names []string
-	for _, l := range answer.Locks {
+	for _, l := range locks {
 		names = append(names, fmt.Sprintf("%s (%s)", l.ID, oneLine(l.Reason)))
 	}
 	return ", as it is locked by " + strings.Join(names, ", ")

@@ -27,10 +27,9 @@ const clockSkew = time.Minute
 // and not from before a time; empty when there is none, or it cannot be had: it only
 // explains.
 func (b *Backend) complaint(ctx context.Context, id string, since time.Time, actions ...string) message {
-	var answer struct{ Messages []message }
-	_ = b.get(ctx, "messages?limit=20&sort_key=created_at&sort_dir=desc&resource_id="+url.QueryEscape(id), &answer)
+	all, _ := listing[message](ctx, b, "messages?limit=20&sort_key=created_at&sort_dir=desc&resource_id="+url.QueryEscape(id), "messages")
 	newest := message{}
-	for _, m := range answer.Messages {
+	for _, m := range all {
 		if m.Level == "ERROR" && slices.Contains(actions, m.Action) && m.Created.After(since.Add(-clockSkew)) && !m.Created.Before(newest.Created.Time) {
 			newest = m
 		}

@@ -199,15 +199,23 @@ func (b *Backend) dropMetadata(ctx context.Context, of, key string) error {
 	return err
 }
 
-func (b *Backend) rules(ctx context.Context, share string) ([]rule, error) {
-	var answer struct {
-		Rules []rule `json:"access_list"`
+// listing returns the objects under a key of an answer.
+func listing[T any](ctx context.Context, b *Backend, path, key string) ([]T, error) {
+	var answer map[string]json.RawMessage
+	var all []T
+	err := b.get(ctx, path, &answer)
+	if err == nil && answer[key] != nil && json.Unmarshal(answer[key], &all) != nil {
+		err = errStrange
 	}
-	err := b.get(ctx, "share-access-rules?share_id="+url.QueryEscape(share), &answer)
+	return all, err
+}
+
+func (b *Backend) rules(ctx context.Context, share string) ([]rule, error) {
+	rules, err := listing[rule](ctx, b, "share-access-rules?share_id="+url.QueryEscape(share), "access_list")
 	if refusal(err).says(http.StatusBadRequest, "") {
 		return nil, nil // of a share that is gone
 	}
-	return spelled(answer.Rules), err
+	return spelled(rules), err
 }
 
 // spelled has the clients of rules written in one way, whoever wrote them.
@@ -221,11 +229,8 @@ func spelled(rules []rule) []rule {
 }
 
 func (b *Backend) snapshotRules(ctx context.Context, snapshot string) ([]rule, error) {
-	var answer struct {
-		Rules []rule `json:"snapshot_access_list"`
-	}
-	err := b.get(ctx, "snapshots/"+url.PathEscape(snapshot)+"/access-list", &answer)
-	return spelled(answer.Rules), err
+	rules, err := listing[rule](ctx, b, "snapshots/"+url.PathEscape(snapshot)+"/access-list", "snapshot_access_list")
+	return spelled(rules), err
 }
 
 // exportPath is one export location.
@@ -236,43 +241,32 @@ type exportPath struct {
 }
 
 func (b *Backend) exportPaths(ctx context.Context, share string) ([]exportPath, error) {
-	var answer struct {
-		Paths []exportPath `json:"export_locations"`
-	}
-	err := b.get(ctx, "shares/"+url.PathEscape(share)+"/export_locations", &answer)
-	return answer.Paths, err
+	return listing[exportPath](ctx, b, "shares/"+url.PathEscape(share)+"/export_locations", "export_locations")
 }
 
 func (b *Backend) snapshotPaths(ctx context.Context, snapshot string) ([]exportPath, error) {
-	var answer struct {
-		Paths []exportPath `json:"share_snapshot_export_locations"`
-	}
-	err := b.get(ctx, "snapshots/"+url.PathEscape(snapshot)+"/export-locations", &answer)
-	return answer.Paths, err
+	return listing[exportPath](ctx, b, "snapshots/"+url.PathEscape(snapshot)+"/export-locations", "share_snapshot_export_locations")
 }
 
 // instanceOf returns the id of a snapshot's instance, which Manila shows to
 // administrators, and to whom its policy names. ErrUnsupported to others, and where
 // there are several, of replicas.
 func (b *Backend) instanceOf(ctx context.Context, snapshot string) (string, error) {
-	var answer struct {
-		Instances []struct{ ID string } `json:"snapshot_instances"`
-	}
-	err := b.get(ctx, "snapshot-instances?snapshot_id="+url.QueryEscape(snapshot), &answer)
+	all, err := listing[struct{ ID string }](ctx, b, "snapshot-instances?snapshot_id="+url.QueryEscape(snapshot), "snapshot_instances")
 	switch refused := refusal(err); {
 	case refused.says(http.StatusForbidden, ""):
 		return "", fmt.Errorf("%w: the parameter \"snapshotDirectory\" of the share's class has the id of the snapshot's instance in it, and Manila's policy "+
 			"(share_snapshot_instance:index) does not show that to this user: %w", backend.ErrUnsupported, withoutKind(refused))
 	case err != nil:
 		return "", err
-	case len(answer.Instances) == 0:
+	case len(all) == 0:
 		return "", backend.ErrNotFound
-	case len(answer.Instances) > 1:
-		return "", fmt.Errorf("%w: the snapshot has %d instances, and it is not known which of them gives its directory the name", backend.ErrUnsupported, len(answer.Instances))
-	case !validID(answer.Instances[0].ID):
+	case len(all) > 1:
+		return "", fmt.Errorf("%w: the snapshot has %d instances, and it is not known which of them gives its directory the name", backend.ErrUnsupported, len(all))
+	case !validID(all[0].ID):
 		return "", errStrange
 	}
-	return answer.Instances[0].ID, nil
+	return all[0].ID, nil
 }
 
 // typesAge is how long the share types are taken to be what they were.
@@ -286,16 +280,14 @@ func (b *Backend) shareTypes(ctx context.Context, age time.Duration) ([]shareTyp
 	if types != nil && b.o.Now().Sub(at) < age {
 		return types, nil
 	}
-	var answer struct {
-		Types []shareType `json:"share_types"`
-	}
-	if err := b.get(ctx, "types", &answer); err != nil {
+	types, err := listing[shareType](ctx, b, "types", "share_types")
+	if err != nil {
 		return nil, err
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.types, b.typesAt = answer.Types, b.o.Now()
-	return answer.Types, nil
+	b.types, b.typesAt = types, b.o.Now()
+	return types, nil
 }
 
 func (b *Backend) url(path string) string { return b.client.ServiceURL(path) }

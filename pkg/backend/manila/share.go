@@ -125,17 +125,26 @@ func (b *Backend) make(ctx context.Context, req backend.CreateShareRequest) (*sh
 	metadata := b.describe(req, size, keep)
 	maps.Copy(metadata, extra) // no key is in both
 	ask["metadata"] = metadata
-	var answer struct{ Share *share }
+	var answer struct{ Share share }
 	err = b.post(ctx, "shares", map[string]any{"share": ask}, &answer)
+	if err = knownToBe(err, answer.Share.ID); err != nil {
+		return nil, err
+	}
+	return &answer.Share, nil
+}
+
+// knownToBe is the error of a request that makes something, whose answer has an id. It
+// is final only if there is nothing.
+func knownToBe(err error, id string) error {
 	switch refused := refusal(err); {
-	case err == nil && answer.Share != nil && validID(answer.Share.ID):
-		return answer.Share, nil
+	case err == nil && validID(id):
+		return nil
 	case err == nil:
 		err = errStrange
 	case refused != nil && refused.status < 500:
-		return nil, err // there is none
+		return err
 	}
-	return nil, fmt.Errorf("%w: it is not known whether Manila has made the share: %s", backend.ErrPending, err)
+	return fmt.Errorf("%w: it is not known whether Manila has made it: %s", backend.ErrPending, err)
 }
 
 // sizeOf is the least size that a request allows, in GiB.
@@ -261,7 +270,7 @@ func pendingOr(err error) error {
 
 // fits compares a share with a request for one of its name.
 func (b *Backend) fits(s *share, req backend.CreateShareRequest) error {
-	if s.Metadata[keySource] != req.FromSnapshot || s.Metadata[keyRole] != string(req.Role) || !maps.Equal(s.description(), orEmpty(req.Description)) {
+	if s.Metadata[keySource] != req.FromSnapshot || s.Metadata[keyRole] != string(req.Role) || !maps.Equal(s.description(), req.Description) {
 		return fmt.Errorf("%w: share %s was made for another purpose", backend.ErrConflict, s.ID)
 	}
 	size := s.asked() // a clone may not have it yet
@@ -272,13 +281,6 @@ func (b *Backend) fits(s *share, req backend.CreateShareRequest) error {
 		return fmt.Errorf("%w: share %s has %d bytes", backend.ErrConflict, s.ID, size*gib)
 	}
 	return nil
-}
-
-func orEmpty(m map[string]string) map[string]string {
-	if m == nil {
-		return map[string]string{}
-	}
-	return m
 }
 
 // undone is the error of what has failed, if left is why the rest of it may still be

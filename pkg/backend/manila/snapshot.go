@@ -90,21 +90,17 @@ func (b *Backend) cut(ctx context.Context, req backend.CreateSnapshotRequest) (*
 	if b.minor < sinceSnapMetadata {
 		ask = map[string]any{"share_id": req.ShareID, "name": oldSnapshotName(b.id(req.Name)), "description": oldDescription(m)}
 	}
-	var answer struct{ Snapshot *snapshot }
+	var answer struct{ Snapshot snapshot }
 	err = b.post(ctx, "snapshots", map[string]any{"snapshot": ask}, &answer)
-	switch refused := refusal(err); {
-	case err == nil && answer.Snapshot != nil && validID(answer.Snapshot.ID):
-		// Who has cut it knows what it is for.
-		answer.Snapshot.ShareID, answer.Snapshot.Metadata = req.ShareID, m
-		return answer.Snapshot, nil
-	case err == nil:
-		err = errStrange
-	case refused.says(http.StatusForbidden, ""):
+	if refused := refusal(err); refused.says(http.StatusForbidden, "") {
 		return nil, fmt.Errorf("%w: %w", backend.ErrUnavailable, withoutKind(refused)) // its status has changed meanwhile
-	case refused != nil && refused.status < 500:
+	}
+	made := &answer.Snapshot
+	if err := knownToBe(err, made.ID); err != nil {
 		return nil, err
 	}
-	return nil, fmt.Errorf("%w: it is not known whether Manila has cut the snapshot: %s", backend.ErrPending, err)
+	made.ShareID, made.Metadata = req.ShareID, m // who has cut it knows what it is for
+	return made, nil
 }
 
 // findSnapshot returns a snapshot that is ours and is there to stay.
