@@ -390,7 +390,7 @@ func (b *Backend) revoke(ctx context.Context, s *share, consumer, node string) e
 	at, err := b.side(ctx, s, consumer)
 	var rules []rule
 	if err == nil {
-		rules, err = at.list(ctx)
+		rules, err = b.rulesOn(ctx, at)
 	}
 	if err != nil && !errors.Is(err, backend.ErrNotFound) {
 		return err

@@ -210,27 +210,23 @@ func listing[T any](ctx context.Context, b *Backend, path, key string) ([]T, err
 	return all, err
 }
 
-func (b *Backend) rules(ctx context.Context, share string) ([]rule, error) {
-	rules, err := listing[rule](ctx, b, "share-access-rules?share_id="+url.QueryEscape(share), "access_list")
-	if refusal(err).says(http.StatusBadRequest, "") {
+// rulesOn returns the rules of a share or snapshot, with their clients written in one
+// way, whoever wrote them.
+func (b *Backend) rulesOn(ctx context.Context, at side) ([]rule, error) {
+	path, key := "share-access-rules?share_id="+url.QueryEscape(at.id), "access_list"
+	if at.snapshot {
+		path, key = at.path()+"/access-list", "snapshot_access_list"
+	}
+	all, err := listing[rule](ctx, b, path, key)
+	if !at.snapshot && refusal(err).says(http.StatusBadRequest, "") {
 		return nil, nil // of a share that is gone
 	}
-	return spelled(rules), err
-}
-
-// spelled has the clients of rules written in one way, whoever wrote them.
-func spelled(rules []rule) []rule {
-	for i := range rules {
-		if rules[i].Type == "ip" {
-			rules[i].To = client(rules[i].To)
+	for i := range all {
+		if all[i].Type == "ip" {
+			all[i].To = client(all[i].To)
 		}
 	}
-	return rules
-}
-
-func (b *Backend) snapshotRules(ctx context.Context, snapshot string) ([]rule, error) {
-	rules, err := listing[rule](ctx, b, "snapshots/"+url.PathEscape(snapshot)+"/access-list", "snapshot_access_list")
-	return spelled(rules), err
+	return all, err
 }
 
 // exportPath is one export location.

@@ -15,23 +15,29 @@ import (
 
 // side is where rules are: a share or a snapshot.
 type side struct {
-	path     string
 	id       string
 	kind     string // of clients, as Manila calls it
 	snapshot bool
-	list     func(context.Context) ([]rule, error)
+}
+
+func (at side) path() string {
+	if at.snapshot {
+		return "snapshots/" + url.PathEscape(at.id)
+	}
+	return "shares/" + url.PathEscape(at.id)
 }
 
 // side is where the rules are that a consumer needs. ErrNotFound when a copy has
 // gone.
 func (b *Backend) side(ctx context.Context, s *share, consumer string) (side, error) {
-	target := s.target(consumer)
-	if target.SnapshotID != "" && s.wayOf() == wayAPI {
-		id := target.SnapshotID
-		return side{"snapshots/" + url.PathEscape(id), id, "ip", true, func(ctx context.Context) ([]rule, error) { return b.snapshotRules(ctx, id) }}, nil
+	snapshot, at := s.target(consumer).SnapshotID, side{id: s.ID, kind: "ip"}
+	if s.Protocol == "CEPHFS" {
+		at.kind = "cephx"
 	}
-	id := s.ID
-	if target.SnapshotID != "" && s.wayOf() == wayCopy {
+	switch {
+	case snapshot != "" && s.wayOf() == wayAPI:
+		return side{id: snapshot, kind: "ip", snapshot: true}, nil
+	case snapshot != "" && s.wayOf() == wayCopy:
 		found, err := b.named(ctx, copyName(consumer))
 		if err != nil {
 			return side{}, err
@@ -39,13 +45,9 @@ func (b *Backend) side(ctx context.Context, s *share, consumer string) (side, er
 		if len(found) == 0 {
 			return side{}, fmt.Errorf("the copy of the snapshot: %w", backend.ErrNotFound)
 		}
-		id = found[0].ID
+		at.id = found[0].ID
 	}
-	kind := "ip"
-	if s.Protocol == "CEPHFS" {
-		kind = "cephx"
-	}
-	return side{"shares/" + url.PathEscape(id), id, kind, false, func(ctx context.Context) ([]rule, error) { return b.rules(ctx, id) }}, nil
+	return at, nil
 }
 
 // takeAway denies a client's rules, unless somebody needs them. Who needs one that
@@ -148,7 +150,7 @@ func (b *Backend) allow(ctx context.Context, at side, a access, fresh bool) erro
 		var rules []rule
 		if asked || !fresh {
 			var err error
-			if rules, err = at.list(ctx); err != nil {
+			if rules, err = b.rulesOn(ctx, at); err != nil {
 				return err
 			}
 		}
@@ -229,7 +231,7 @@ func (b *Backend) askFor(ctx context.Context, at side, a access) (made bool, err
 // actOn asks for a change of rules. ErrUnavailable while something is done to what
 // they are of.
 func (b *Backend) actOn(ctx context.Context, at side, action string, req map[string]any) error {
-	err := b.post(ctx, at.path+"/action", map[string]any{action: req}, nil)
+	err := b.post(ctx, at.path()+"/action", map[string]any{action: req}, nil)
 	if refused := refusal(err); refused.says(http.StatusBadRequest, "state") {
 		return fmt.Errorf("%w: %w", backend.ErrUnavailable, withoutKind(refused))
 	}
@@ -251,7 +253,7 @@ func (b *Backend) deny(ctx context.Context, at side, r rule) error {
 		if err := p.sleep(ctx); err != nil {
 			return fmt.Errorf("the access rule for %s is not gone yet: %w", r.To, err)
 		}
-		rules, err := at.list(ctx)
+		rules, err := b.rulesOn(ctx, at)
 		if errors.Is(err, backend.ErrNotFound) {
 			return nil
 		}
