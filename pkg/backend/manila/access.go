@@ -115,6 +115,23 @@ func (b *Backend) user(consumer string) string { return "abaca-" + digest(b.o.In
 // readers is the CephX id of a consumer for nodes that only read a share.
 func (b *Backend) readers(consumer string) string { return b.user(consumer) + "-ro" }
 
+// dropKeys drops all the keys of a consumer.
+func (b *Backend) dropKeys(ctx context.Context, consumer string) error {
+	for _, user := range []string{b.user(consumer), b.readers(consumer)} {
+		if err := b.dropKey(ctx, user); err != nil {
+			return fmt.Errorf("drop the key of %q: %w", consumer, err)
+		}
+	}
+	return nil
+}
+
+func (b *Backend) dropKey(ctx context.Context, user string) error {
+	if b.o.Keys == nil {
+		return nil
+	}
+	return b.o.Keys.Delete(ctx, user)
+}
+
 // Grant implements backend.Granter.
 func (b *Backend) Grant(ctx context.Context, consumer string, node backend.Node, readOnly bool) (_ *backend.Export, err error) {
 	defer wrap(&err, "let node %q in to what %q holds", node.Name, consumer)

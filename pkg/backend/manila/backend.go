@@ -61,6 +61,8 @@ const (
 	sinceHints        = 65 // affinity
 	sinceSnapMetadata = 73
 	sinceSnapCount    = 79 // how many snapshots there are, with a listing; shares: 42
+	sinceLocks        = 81 // resource locks
+	sinceLevels       = 88 // a rule's level can be changed
 	known             = 89 // the newest that was tried
 )
 

@@ -194,7 +194,6 @@ func (b *Backend) discard(ctx context.Context, path, status string, look func() 
 
 // lockedBy names the resource locks that keep a share, if there are any.
 func (b *Backend) lockedBy(ctx context.Context, id string) string {
-	const sinceLocks = 81
 	if b.minor < sinceLocks {
 		return ""
 	}

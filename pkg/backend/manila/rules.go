@@ -78,31 +78,11 @@ func (b *Backend) takeAway(ctx context.Context, at side, to string, rules []rule
 	return nil
 }
 
-// dropKeys drops all the keys of a consumer.
-func (b *Backend) dropKeys(ctx context.Context, consumer string) error {
-	for _, user := range []string{b.user(consumer), b.readers(consumer)} {
-		if err := b.dropKey(ctx, user); err != nil {
-			return fmt.Errorf("drop the key of %q: %w", consumer, err)
-		}
-	}
-	return nil
-}
-
-func (b *Backend) dropKey(ctx context.Context, user string) error {
-	if b.o.Keys == nil {
-		return nil
-	}
-	return b.o.Keys.Delete(ctx, user)
-}
-
 // madeByUs keeps rules that others have made for a client of ours. Those of
 // snapshots have no metadata that would tell, and are taken for ours.
 func (b *Backend) madeByUs(at side, r rule) bool {
 	return at.snapshot || at.kind == "cephx" || r.Metadata[keyInstance] == b.o.Instance
 }
-
-// sinceLevels is the microversion that changes a rule's level.
-const sinceLevels = 88
 
 // refusedRule is why Manila could not let a client in at a level. The rule is gone,
 // if it was ours.
@@ -154,27 +134,31 @@ func (b *Backend) allow(ctx context.Context, at side, a access, fresh bool) erro
 				return err
 			}
 		}
-		i := slices.IndexFunc(rules, func(r rule) bool { return r.Type == kind && r.To == to })
+		r := rule{} // none
+		if i := slices.IndexFunc(rules, func(r rule) bool { return r.Type == kind && r.To == to }); i >= 0 {
+			r = rules[i]
+		}
+		low := r.State == "active" && r.Level == "ro" && a.level == "rw"
 		switch {
-		case i < 0 && !asked:
+		case r.ID == "" && !asked:
 			var err error
 			if asked, err = b.askFor(ctx, at, a); err != nil {
 				return err
 			}
 			fresh = false // one that is there already may be on its way out
-		case i < 0:
+		case r.ID == "":
 			return fmt.Errorf("%w: %s", errGone, to)
-		case rules[i].State == "error":
+		case r.State == "error":
 			since := begun
 			if !asked {
 				since = time.Time{} // it may have failed long ago
 			}
 			told := b.complaint(ctx, at.id, since, ruling...)
-			if !b.madeByUs(at, rules[i]) {
+			if !b.madeByUs(at, r) {
 				return &refusedRule{why("Manila could not let "+to+" in by a rule that is not ours", told)}
 			}
 			reason := &refusedRule{why("Manila could not let "+to+" in", told)}
-			if err := b.deny(ctx, at, rules[i]); err != nil {
+			if err := b.deny(ctx, at, r); err != nil {
 				return fmt.Errorf("%w; and the rule does not go: %s", reason.error, err)
 			}
 			if !asked { // what has failed was another's attempt
@@ -185,26 +169,26 @@ func (b *Backend) allow(ctx context.Context, at side, a access, fresh bool) erro
 			}
 			a.level, asked, fresh = "rw", false, true // the node mounts it read-only all the same
 			continue
-		case rules[i].State == "active" && rules[i].Level == "ro" && a.level == "rw" && !b.madeByUs(at, rules[i]):
+		case low && !b.madeByUs(at, r):
 			return &refusedRule{fmt.Errorf("%w: %s is let in to read only, by a rule that is not ours", backend.ErrConflict, to)}
-		case rules[i].State == "active" && rules[i].Level == "ro" && a.level == "rw" && b.minor >= sinceLevels:
+		case low && b.minor >= sinceLevels:
 			raise := map[string]any{"update_access": map[string]any{"access_level": a.level}}
-			if err := b.put(ctx, "share-access-rules/"+url.PathEscape(rules[i].ID), raise); err != nil {
+			if err := b.put(ctx, "share-access-rules/"+url.PathEscape(r.ID), raise); err != nil {
 				return err
 			}
 			asked = true
-		case rules[i].State == "active" && rules[i].Level == "ro" && a.level == "rw":
-			if err := b.deny(ctx, at, rules[i]); err != nil {
+		case low:
+			if err := b.deny(ctx, at, r); err != nil {
 				return err
 			}
 			asked, fresh = false, true
 			continue
-		case rules[i].State == "active" && (kind != "cephx" || rules[i].Key != ""):
+		case r.State == "active" && (kind != "cephx" || r.Key != ""):
 			p.ended()
 			if kind != "cephx" {
 				return nil
 			}
-			return b.o.Keys.Put(ctx, to, rules[i].Key)
+			return b.o.Keys.Put(ctx, to, r.Key)
 		}
 		if err := p.sleep(ctx); err != nil {
 			return fmt.Errorf("the access rule for %s is not in effect yet: %w", to, err)
