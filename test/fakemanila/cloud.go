@@ -35,7 +35,7 @@ func (c *call) listTypes() answer {
 func (c *call) listMessages() answer {
 	out := []any{}
 	for _, m := range slices.Backward(c.messages) {
-		if id := c.r.URL.Query().Get("resource_id"); id == "" || id == m.resource {
+		if c.asks("resource_id", m.resource) {
 			out = append(out, map[string]any{"id": m.id, "resource_id": m.resource, "resource_type": "SHARE", "message_level": m.level,
 				"detail_id": m.detail, "user_message": m.text, "created_at": m.created.UTC().Format(stamp), "action_id": m.action, "project_id": project})
 		}
@@ -58,7 +58,7 @@ func (c *call) zones() answer {
 func (c *call) listLocks() answer {
 	out := []any{}
 	for id, reason := range c.locks {
-		if want := c.r.URL.Query().Get("resource_id"); want == "" || want == id {
+		if c.asks("resource_id", id) {
 			out = append(out, map[string]any{"id": "lock-" + id, "resource_id": id, "resource_type": "share", "resource_action": "delete", "lock_reason": reason})
 		}
 	}

@@ -2,6 +2,7 @@ package fakemanila
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -118,16 +119,11 @@ func (c *call) listRules() answer {
 }
 
 func (c *call) rulesOf(share string) answer {
-	var all []*Rule
-	for _, r := range c.rules {
-		if r.ShareID == share && r.SnapshotID == "" {
-			all = append(all, r)
-		}
-	}
-	slices.SortFunc(all, func(a, b *Rule) int { return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID)) })
 	out := []any{}
-	for _, r := range all {
-		out = append(out, describeRule(r))
+	for _, r := range slices.SortedFunc(maps.Values(c.rules), func(a, b *Rule) int { return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID)) }) {
+		if r.ShareID == share && r.SnapshotID == "" {
+			out = append(out, describeRule(r))
+		}
 	}
 	return answer{200, map[string]any{"access_list": out}}
 }

@@ -409,6 +409,13 @@ func (c *call) token() answer {
 	}}}}
 }
 
+// asks says whether the query wants objects with a value of a field, or does not name
+// the field.
+func (c *call) asks(field, value string) bool {
+	want := c.r.URL.Query().Get(field)
+	return want == "" || want == value
+}
+
 // page answers with the part of a list that limit and offset ask for, and with how
 // many there are if the call, since a minor version, wants to know. A next page is
 // named only where the limit was asked for that the page has (manila/api/common.py).

@@ -188,18 +188,14 @@ func (s *Server) used() (gigabytes int) {
 }
 
 func (c *call) listShares() answer {
-	var all []*Share
-	q := c.r.URL.Query()
-	for _, s := range c.shares {
-		if (q.Get("name") == "" || s.Name == q.Get("name")) && c.hasMetadata(s.Metadata) && (q.Get("status") == "" || s.Status == q.Get("status")) {
-			all = append(all, s)
-		}
-	}
-	slices.SortFunc(all, func(a, b *Share) int { return c.order(a.Created, b.Created, a.ID, b.ID) })
-	out := make([]any, len(all))
-	for i, s := range all {
-		if out[i] = any(c.describe(s)); len(c.path) == 1 {
-			out[i] = map[string]any{"id": s.ID, "name": nullable(s.Name)}
+	out := []any{}
+	for _, s := range slices.SortedFunc(maps.Values(c.shares), func(a, b *Share) int { return c.order(a.Created, b.Created, a.ID, b.ID) }) {
+		switch {
+		case !c.asks("name", s.Name) || !c.asks("status", s.Status) || !c.hasMetadata(s.Metadata):
+		case len(c.path) == 1:
+			out = append(out, map[string]any{"id": s.ID, "name": nullable(s.Name)})
+		default:
+			out = append(out, c.describe(s))
 		}
 	}
 	return c.page("shares", out, 42)

@@ -62,18 +62,11 @@ func (c *call) createSnapshot() answer {
 }
 
 func (c *call) listSnapshots() answer {
-	var all []*Snapshot
-	q := c.r.URL.Query()
-	for _, s := range c.snapshots {
-		if (q.Get("name") == "" || s.Name == q.Get("name")) && (q.Get("share_id") == "" || s.ShareID == q.Get("share_id")) &&
-			(!c.since(73) || c.hasMetadata(s.Metadata)) {
-			all = append(all, s)
+	out := []any{}
+	for _, s := range slices.SortedFunc(maps.Values(c.snapshots), func(a, b *Snapshot) int { return c.order(a.Created, b.Created, a.ID, b.ID) }) {
+		if c.asks("name", s.Name) && c.asks("share_id", s.ShareID) && (!c.since(73) || c.hasMetadata(s.Metadata)) {
+			out = append(out, c.describeSnapshot(s))
 		}
-	}
-	slices.SortFunc(all, func(a, b *Snapshot) int { return c.order(a.Created, b.Created, a.ID, b.ID) })
-	out := make([]any, len(all))
-	for i, s := range all {
-		out[i] = any(c.describeSnapshot(s))
 	}
 	return c.page("snapshots", out, 79)
 }
@@ -96,7 +89,7 @@ func (c *call) listInstances() answer {
 	}
 	out := []any{}
 	for _, s := range c.snapshots {
-		if of := c.r.URL.Query().Get("snapshot_id"); of == "" || of == s.ID {
+		if c.asks("snapshot_id", s.ID) {
 			out = append(out, map[string]any{"id": s.Instance, "snapshot_id": s.ID, "status": s.Status})
 		}
 	}
