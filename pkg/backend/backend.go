@@ -41,8 +41,9 @@ type Backend interface {
 	// Share returns one share. ErrNotFound when there is none.
 	Share(ctx context.Context, id string) (*Share, error)
 
-	// ShareNamed returns the share that CreateShare made under a name.
-	// ErrNotFound when there is none.
+	// ShareNamed returns the share that CreateShare made under a name. ErrNotFound
+	// when there is none. ErrPending when one was begun that only the repeated call
+	// finishes; then it returns that share too, as it will be but for its size.
 	ShareNamed(ctx context.Context, name string) (*Share, error)
 
 	// CommitShare makes a draft an ordinary share: it sets Draft to false.

@@ -54,7 +54,11 @@ func (r *instant) Start(ctx context.Context, job backup.Job, may func(context.Co
 		r.snapshots = append(r.snapshots, restic.Snapshot{ID: st.Result.Snapshot, Time: b.Time,
 			Tags: []string{mover.TagBackup + b.Backup, mover.TagVolume + b.Volume, mover.TagSize + fmt.Sprint(b.Size)}})
 	}
-	if r.slow && job.Task.Restore != nil {
+	if restore := job.Task.Restore; restore != nil && !slices.ContainsFunc(slices.Concat(r.snapshots, r.forged), func(s restic.Snapshot) bool {
+		return slices.Contains(s.Tags, mover.TagBackup+restore.Backup)
+	}) {
+		st.Phase, st.Result.Reason, st.Result.Error = backup.Failed, mover.ReasonNotFound, "there is no such backup"
+	} else if r.slow && restore != nil {
 		st.Phase, st.Ended = backup.Running, time.Time{}
 		st.Progress = restic.Progress{BytesDone: 25, BytesTotal: 100}
 	}

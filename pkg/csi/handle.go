@@ -78,6 +78,11 @@ func digest(name string) string {
 	return strings.ToLower(base32.StdEncoding.EncodeToString(sum[:]))[:26]
 }
 
+// consumerOf is the name under which a volume holds what it is made of. A volume's
+// name has one, whatever the volume is, and one consumer holds one target: so two
+// volumes of one name cannot be two different things.
+func consumerOf(volume string) string { return consumerPrefix + digest(volume) }
+
 // Referring says whether the volume is a reference to a snapshot.
 func (v Volume) Referring() bool { return v.Snapshot != "" }
 

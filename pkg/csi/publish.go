@@ -121,7 +121,7 @@ func (d *Driver) ControllerUnpublishVolume(ctx context.Context, req *csi.Control
 		if err != nil {
 			return nil, err
 		}
-		consumer = consumerPrefix + digest(share.Name)
+		consumer = consumerOf(share.Name)
 	}
 	if err := g.Revoke(ctx, consumer, name); err != nil {
 		return nil, fmt.Errorf("take volume %s from node %q: %w", v, name, err)

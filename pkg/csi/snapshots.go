@@ -39,9 +39,8 @@ func (d *Driver) CreateSnapshot(ctx context.Context, req *csi.CreateSnapshotRequ
 	if err != nil {
 		return nil, err
 	}
-	// A source that has gone is no obstacle to what was made of it before.
-	share, err := userShare(ctx, b, v)
-	if err != nil && (!isNotFound(err) || share != nil) {
+	share, err := sourceShare(ctx, b, v)
+	if err != nil {
 		return nil, err
 	}
 	if share != nil && !share.Can.Snapshot {

@@ -118,18 +118,24 @@ func usableOn(v Volume, export *backend.Export, node string) error {
 // exported asks the backend for the volume's export as it is now.
 func exported(ctx context.Context, b backend.Backend, v Volume) (*backend.Export, error) {
 	if v.Consumer != "" {
-		export, err := b.ExportOf(ctx, v.Consumer)
-		if err != nil {
-			return nil, fmt.Errorf("volume %s: %w", v, err)
-		}
-		if export.Target != v.Target() {
-			return nil, fmt.Errorf("volume %s: %w", v, backend.ErrNotFound)
-		}
-		return export, nil
+		return heldExport(ctx, b, v)
 	}
 	share, err := userShare(ctx, b, v)
 	if err != nil {
 		return nil, err
 	}
-	return b.Export(ctx, v.Target(), consumerPrefix+digest(share.Name))
+	return b.Export(ctx, v.Target(), consumerOf(share.Name))
+}
+
+// heldExport returns the export that a handle names by its consumer. ErrNotFound when that
+// holds nothing, or something else.
+func heldExport(ctx context.Context, b backend.Backend, v Volume) (*backend.Export, error) {
+	export, err := b.ExportOf(ctx, v.Consumer)
+	if err == nil && export.Target != v.Target() {
+		err = backend.ErrNotFound
+	}
+	if err != nil {
+		return nil, fmt.Errorf("volume %s: %w", v, err)
+	}
+	return export, nil
 }

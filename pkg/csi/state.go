@@ -2,7 +2,6 @@ package csi
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 
@@ -37,15 +36,12 @@ func (d *Driver) describe(ctx context.Context, b backend.Backend, v Volume) (sta
 	if err != nil {
 		return state{}, err
 	}
-	held, err := b.ExportOf(ctx, v.Consumer)
+	export, err := heldExport(ctx, b, v)
 	if err != nil {
-		return state{}, fmt.Errorf("volume %s: %w", v, err)
-	}
-	if held.Target != v.Target() {
-		return state{}, fmt.Errorf("volume %s: %w", v, backend.ErrNotFound)
+		return state{}, err
 	}
 	s := describeReference(v, snapshot)
-	s.volume.VolumeContext = wayContext(held.Way)
+	s.volume.VolumeContext = wayContext(export.Way)
 	return s, nil
 }
 

@@ -45,10 +45,8 @@ type creation struct {
 	zones       []string // where it is wanted, the best first
 }
 
-// consumer is the name under which the volume holds what it is made of. A
-// volume's name has one, whatever the volume is, and one consumer holds one
-// target: so two volumes of one name cannot be two different things.
-func (c creation) consumer() string { return consumerPrefix + digest(c.name) }
+// consumer is the name under which the volume holds what it is made of.
+func (c creation) consumer() string { return consumerOf(c.name) }
 
 // CreateVolume makes a share, or a reference to a snapshot. Its forms are those
 // of the table in the README.
@@ -200,19 +198,28 @@ func (d *Driver) createEmpty(ctx context.Context, c creation) (*csi.CreateVolume
 	return answerShare(c, share), nil
 }
 
-// existing returns the share that bears the volume's name, or nil.
+// existing returns the share that bears the volume's name, or nil. One that an
+// earlier call has begun it finishes, whatever has become of the source since: after
+// a final answer nobody would find it. When that fails it returns the share too.
 func (c creation) existing(ctx context.Context) (*backend.Share, error) {
 	share, err := c.backend.ShareNamed(ctx, c.name)
-	if errors.Is(err, backend.ErrNotFound) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
+	begun := errors.Is(err, backend.ErrPending) && share != nil
 	switch {
+	case isNotFound(err):
+		return nil, nil
+	case err != nil && !begun:
+		return nil, err
 	case share.Description[describeSource] != c.source:
 		return nil, fmt.Errorf("volume %q exists, made from %q and not from %q: %w",
 			c.name, share.Description[describeSource], c.source, backend.ErrConflict)
+	case begun:
+		finished, err := c.makeShare(ctx, backend.CreateShareRequest{FromSnapshot: share.FromSnapshot, Draft: share.Draft})
+		if err != nil {
+			return share, err
+		}
+		share = finished
+	}
+	switch {
 	case share.Size < c.min || c.max > 0 && share.Size > c.max:
 		return nil, fmt.Errorf("volume %q exists with %d bytes, and asked for are %s: %w", c.name, share.Size, rangeText(c.min, c.max), backend.ErrConflict)
 	case share.Role != backend.RoleUser:
@@ -352,11 +359,11 @@ func (d *Driver) createReference(ctx context.Context, c creation, snapshot *back
 	if err := c.holding("snapshot", snapshot.Size); err != nil {
 		return nil, err
 	}
-	_, err := c.backend.ShareNamed(ctx, c.name)
-	if err == nil {
+	share, err := c.backend.ShareNamed(ctx, c.name)
+	if share != nil {
 		return nil, fmt.Errorf("volume %q exists and is a share of its own: %w", c.name, backend.ErrConflict)
 	}
-	if !errors.Is(err, backend.ErrNotFound) {
+	if !isNotFound(err) {
 		return nil, err
 	}
 	if p, ok := c.backend.(backend.Parameterized); ok {
@@ -391,22 +398,28 @@ func (d *Driver) createFromVolume(ctx context.Context, c creation, id string) (*
 		return d.createView(ctx, c, v, temporary)
 	}
 	share, err := c.existing(ctx)
+	if err != nil && share != nil {
+		return nil, c.abandon(ctx, err, share.FromSnapshot)
+	}
 	if err != nil {
 		return nil, err
 	}
 	if share == nil {
-		source, err := userShare(ctx, c.backend, v)
-		if err != nil {
-			return nil, err
+		source, err := sourceShare(ctx, c.backend, v)
+		if err == nil && source != nil {
+			err = c.holding("source", source.Size) // before a snapshot is cut
 		}
-		if err := c.holding("source", source.Size); err != nil {
+		if err != nil {
 			return nil, err
 		}
 		snapshot, err := c.backend.CreateSnapshot(ctx, temporary)
 		if err != nil {
 			return nil, err
 		}
-		if share, err = c.makeShare(ctx, backend.CreateShareRequest{FromSnapshot: snapshot.ID}); err != nil {
+		if err = c.holding("source", snapshot.Size); err == nil {
+			share, err = c.makeShare(ctx, backend.CreateShareRequest{FromSnapshot: snapshot.ID})
+		}
+		if err != nil {
 			return nil, c.abandon(ctx, err, snapshot.ID)
 		}
 	}
@@ -461,7 +474,7 @@ func (d *Driver) createView(ctx context.Context, c creation, v Volume, temporary
 	if err != nil && !isNotFound(err) {
 		return nil, err
 	}
-	if share, err := userShare(ctx, c.backend, v); err != nil && (!isNotFound(err) || share != nil) {
+	if _, err := sourceShare(ctx, c.backend, v); err != nil {
 		return nil, err
 	}
 	snapshot, err := c.backend.CreateSnapshot(ctx, temporary)
@@ -489,6 +502,16 @@ func userShare(ctx context.Context, b backend.Backend, v Volume) (*backend.Share
 		return share, fmt.Errorf("volume %s is still being restored: %w", v, backend.ErrPending)
 	}
 	return share, nil
+}
+
+// sourceShare is userShare for what a snapshot is cut of: nil when it has gone, which
+// is no obstacle to what was made of it before.
+func sourceShare(ctx context.Context, b backend.Backend, v Volume) (*backend.Share, error) {
+	share, err := userShare(ctx, b, v)
+	if isNotFound(err) && share == nil {
+		return nil, nil
+	}
+	return share, err
 }
 
 // DeleteVolume removes a share, or ends a reference and the snapshot that was
@@ -529,7 +552,7 @@ func deleteReference(ctx context.Context, b backend.Backend, v Volume) error {
 	}
 	// Only what was cut for this very volume.
 	if name, ok := strings.CutPrefix(snapshot.Name, temporaryName("")); ok && snapshot.Role == backend.RoleTemporary &&
-		v.Consumer == consumerPrefix+digest(name) {
+		v.Consumer == consumerOf(name) {
 		return b.DeleteSnapshot(ctx, v.Snapshot)
 	}
 	return nil

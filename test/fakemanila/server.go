@@ -78,36 +78,10 @@ type Server struct {
 	requests  []Request
 }
 
-// Request is one that was answered.
-type Request struct {
-	Method, Path, Microversion string
-	Code                       int
-}
-
 // transition is what happens to an object in the background.
 type transition struct {
 	due time.Time
 	do  func()
-}
-
-// Fault is what happens to some requests.
-type Fault struct {
-	Method string // empty for any
-	Path   string // what the path holds
-	Body   string // what the request's body holds
-	Skip   int    // how many that match are let through first
-	Times  int    // how many are hit; 0 is one
-
-	// Status, Header and Text are answered instead; a Status of 0 is none.
-	Status int
-	Header map[string]string
-	Text   string
-	// Cut ends the connection without an answer, and Delay puts it off. With After,
-	// the request has its effect first.
-	Cut, After bool
-	Delay      time.Duration
-	// Expire makes every token that was given out invalid first.
-	Expire bool
 }
 
 // New starts a cloud with the share types cephfs (the default), cephfs-nosnap,
@@ -172,47 +146,6 @@ func (s *Server) Clouds() string {
 `, s.URL(), User, Password, s.URL(), ApplicationCredential, Application)
 }
 
-// Add makes requests fail from now on.
-func (s *Server) Add(f Fault) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if f.Times == 0 {
-		f.Times = 1
-	}
-	s.faults = append(s.faults, &f)
-}
-
-// Mend ends all failures that were added.
-func (s *Server) Mend() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.faults = nil
-}
-
-// Strike has f asked before and after each request that changes something, which
-// are counted from 1. Where it says true the connection is cut. nil ends it.
-func (s *Server) Strike(f func(change int, after bool) bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.changes, s.strike = 0, f
-}
-
-// Requests returns what was asked since the last call, Keystone's too.
-func (s *Server) Requests() []Request {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	all := s.requests
-	s.requests = nil
-	return all
-}
-
-// ExpireTokens makes every token that was given out invalid.
-func (s *Server) ExpireTokens() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	clear(s.tokens)
-}
-
 func newID() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:])
@@ -227,6 +160,9 @@ type call struct {
 	body map[string]any
 	path []string // behind /v2
 	mv   [2]int
+	// What the path names, where it begins with shares/* or snapshots/*.
+	share    *Share
+	snapshot *Snapshot
 }
 
 // answer is a status and what goes with it: an object, or nothing.
@@ -342,22 +278,6 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// fault returns what a test wants to happen to a request.
-func (s *Server) fault(r *http.Request, body string) *Fault {
-	for _, f := range s.faults {
-		if f.Times == 0 || f.Method != "" && f.Method != r.Method || !strings.Contains(r.URL.Path, f.Path) || !strings.Contains(body, f.Body) {
-			continue
-		}
-		if f.Skip > 0 {
-			f.Skip--
-			continue
-		}
-		f.Times--
-		return f
-	}
-	return nil
-}
-
 // later lets something happen in the background.
 func (s *Server) later(do func()) {
 	s.pending = append(s.pending, transition{time.Now().Add(s.o.Delay()), do})
@@ -414,9 +334,20 @@ func (c *call) answer(version string) answer {
 	}
 	c.path = strings.Split(rest, "/")
 	for _, route := range routes {
-		if route.method == c.r.Method && c.matches(route.pattern) && c.since(route.since) {
-			return route.do(c)
+		if route.method != c.r.Method || !c.matches(route.pattern) || !c.since(route.since) {
+			continue
 		}
+		if strings.HasPrefix(route.pattern, "shares/*") {
+			if c.share = c.shares[c.path[1]]; c.share == nil {
+				break
+			}
+		}
+		if strings.HasPrefix(route.pattern, "snapshots/*") {
+			if c.snapshot = c.snapshots[c.path[1]]; c.snapshot == nil {
+				return refuse(404, "Snapshot %s could not be found.", c.path[1])
+			}
+		}
+		return route.do(c)
 	}
 	return refuse(404, "The resource could not be found.")
 }
@@ -478,6 +409,13 @@ func (c *call) token() answer {
 	}}}}
 }
 
+// asks says whether the query wants objects with a value of a field, or does not name
+// the field.
+func (c *call) asks(field, value string) bool {
+	want := c.r.URL.Query().Get(field)
+	return want == "" || want == value
+}
+
 // page answers with the part of a list that limit and offset ask for, and with how
 // many there are if the call, since a minor version, wants to know. A next page is
 // named only where the limit was asked for that the page has (manila/api/common.py).
@@ -503,22 +441,3 @@ func (c *call) page(name string, all []any, counts int) answer {
 
 // never is a minor version that no cloud has.
 const never = 1 << 30
-
-// hasMetadata says whether an object has what the query's filter names:
-// metadata={'key':'value'}.
-func (c *call) hasMetadata(metadata map[string]string) bool {
-	filter := c.r.URL.Query().Get("metadata")
-	if filter == "" {
-		return true
-	}
-	var want map[string]string
-	if json.Unmarshal([]byte(strings.ReplaceAll(filter, "'", `"`)), &want) != nil {
-		return false
-	}
-	for k, v := range want {
-		if got, ok := metadata[k]; !ok || got != v {
-			return false
-		}
-	}
-	return true
-}

@@ -41,6 +41,7 @@ var tests = []struct {
 	{"draft", testDraft},
 	{"expand", testExpand},
 	{"delete", testDelete},
+	{"begun", testBegun},
 	{"names", testNames},
 	{"ids", testIDs},
 	{"aliasing", testAliasing},

@@ -61,6 +61,9 @@ var mutants = []struct {
 	{"fails on a broken-off call", always(func(b backend.Backend) backend.Backend { return breaksOff{b} }),
 		[]string{"interrupt"}},
 
+	{"hides what it has begun", always(func(b backend.Backend) backend.Backend { return hidesBegun{b} }),
+		[]string{"begun"}},
+
 	{"cuts names", always(func(b backend.Backend) backend.Backend { return cutsNames{b} }),
 		[]string{"names"}},
 
@@ -412,6 +415,24 @@ func (b breaksOff) CreateShare(ctx context.Context, req backend.CreateShareReque
 		}
 	}
 	return b.Backend.CreateShare(ctx, req)
+}
+
+// hidesBegun needs time for a share, and says nothing of it meanwhile.
+type hidesBegun struct{ backend.Backend }
+
+func (b hidesBegun) CreateShare(ctx context.Context, req backend.CreateShareRequest) (*backend.Share, error) {
+	if end, hasty := ctx.Deadline(); hasty && time.Until(end) < time.Millisecond {
+		return nil, fmt.Errorf("create share: %w", backend.ErrPending)
+	}
+	return b.Backend.CreateShare(ctx, req)
+}
+
+func (b hidesBegun) ShareNamed(ctx context.Context, name string) (*backend.Share, error) {
+	share, err := b.Backend.ShareNamed(ctx, name)
+	if errors.Is(err, backend.ErrNotFound) {
+		err = fmt.Errorf("share named %q: %w", name, backend.ErrPending)
+	}
+	return share, err
 }
 
 type sizesAnew struct{ backend.Backend }

@@ -40,7 +40,11 @@ func (c checked) Share(ctx context.Context, id string) (*backend.Share, error) {
 }
 
 func (c checked) ShareNamed(ctx context.Context, name string) (*backend.Share, error) {
-	return c.share(c.b.ShareNamed(ctx, name))
+	share, err := c.share(c.b.ShareNamed(ctx, name))
+	if pending := errors.Is(err, backend.ErrPending); err != nil && pending != (share != nil) {
+		c.t.Errorf("share %v with error %q: what was begun goes with ErrPending, and nothing with any other", share, err)
+	}
+	return share, err
 }
 
 func (c checked) CommitShare(ctx context.Context, id string) error {

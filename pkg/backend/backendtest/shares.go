@@ -1,9 +1,11 @@
 package backendtest
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"strings"
+	"time"
 
 	"github.com/google/go-cmp/cmp/cmpopts"
 
@@ -196,6 +198,29 @@ func testDelete(s *suite) {
 	req.MinSize, req.MaxSize, req.Role = 2*s.ShareSize, 2*s.ShareSize, backend.RoleTemporary
 	if again := s.create(req); again.Size != 2*s.ShareSize || again.Role != backend.RoleTemporary {
 		s.Errorf("the name used again: got %+v", again)
+	}
+}
+
+// testBegun: a share whose creation was broken off is known under its name, as what
+// the repeated call makes of it.
+func testBegun(s *suite) {
+	req := s.request("data")
+	req.Draft, req.Description = true, map[string]string{"a": "1"}
+	for patience := 50 * time.Microsecond; ; patience *= 2 {
+		ctx, cancel := context.WithTimeout(s.ctx, patience)
+		_, err := s.open().CreateShare(ctx, req)
+		cancel()
+		begun, nerr := s.open().ShareNamed(s.ctx, req.Name)
+		if nerr != nil {
+			s.is(nerr, backend.ErrNotFound, backend.ErrPending)
+		}
+		if begun != nil {
+			s.same("begun", begun, &backend.Share{Name: "data", Draft: true, Role: backend.RoleUser, Description: req.Description},
+				cmpopts.IgnoreFields(backend.Share{}, "ID", "Size", "Node", "CreatedAt", "Can"))
+		}
+		if err == nil {
+			break
+		}
 	}
 }
 

@@ -120,7 +120,7 @@ func (f *Backend) next(method string) (sum Fault) {
 	return sum
 }
 
-// call makes one call with its faults. Where it fails the result is T's zero
+// call makes one call with its faults. After one of those the result is T's zero
 // value, as if the answer had never come.
 func call[T any](ctx context.Context, f *Backend, method string, inner func() (T, error)) (T, error) {
 	fault := f.next(method)
@@ -136,13 +136,10 @@ func call[T any](ctx context.Context, f *Backend, method string, inner func() (T
 		return none, fmt.Errorf("%s, not done: %w", method, fault.before)
 	}
 	result, err := inner()
-	switch {
-	case err != nil:
-		return none, err
-	case fault.after != nil:
+	if err == nil && fault.after != nil {
 		return none, fmt.Errorf("%s, done: %w", method, fault.after)
 	}
-	return result, nil
+	return result, err
 }
 
 // do is call for a method that returns only an error.

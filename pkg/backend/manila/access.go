@@ -6,9 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/http"
 	"net/netip"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -86,9 +84,9 @@ func lets(all []access, to string) bool {
 	return slices.ContainsFunc(all, func(a access) bool { return a.to == to })
 }
 
-// at says what the rules are on that a consumer needs: two with the same answer
-// share them.
-func (s *share) at(consumer string) string {
+// sideKey stands for the side that a consumer's rules are on: who has the same shares
+// them.
+func (s *share) sideKey(consumer string) string {
 	what := s.kept(consumer)
 	switch {
 	case what == holdsShare || s.wayOf() == wayDirectory:
@@ -102,9 +100,9 @@ func (s *share) at(consumer string) string {
 // needed returns the accesses that are needed where a consumer's rules are, but
 // for those that are leaving, and what consumers needed that hold nothing any more.
 // A client may be there at both levels.
-func (s *share) needed(at string) (all []access) {
+func (s *share) needed(side string) (all []access) {
 	for _, g := range s.grants(prefixGrant) {
-		if _, leaving := s.marked(g.leavingKey()); !leaving && s.kept(g.consumer) != "" && s.at(g.consumer) == at {
+		if _, leaving := s.marked(g.leavingKey()); !leaving && s.kept(g.consumer) != "" && s.sideKey(g.consumer) == side {
 			all = append(all, g.accesses...)
 		}
 	}
@@ -116,6 +114,23 @@ func (b *Backend) user(consumer string) string { return "abaca-" + digest(b.o.In
 
 // readers is the CephX id of a consumer for nodes that only read a share.
 func (b *Backend) readers(consumer string) string { return b.user(consumer) + "-ro" }
+
+// dropKeys drops all the keys of a consumer.
+func (b *Backend) dropKeys(ctx context.Context, consumer string) error {
+	for _, user := range []string{b.user(consumer), b.readers(consumer)} {
+		if err := b.dropKey(ctx, user); err != nil {
+			return fmt.Errorf("drop the key of %q: %w", consumer, err)
+		}
+	}
+	return nil
+}
+
+func (b *Backend) dropKey(ctx context.Context, user string) error {
+	if b.o.Keys == nil {
+		return nil
+	}
+	return b.o.Keys.Delete(ctx, user)
+}
 
 // Grant implements backend.Granter.
 func (b *Backend) Grant(ctx context.Context, consumer string, node backend.Node, readOnly bool) (_ *backend.Export, err error) {
@@ -177,7 +192,7 @@ func (b *Backend) letIn(ctx context.Context, s *share, consumer string, node bac
 			return nil, err
 		}
 		s = now
-		served := b.serve(ctx, at, s.needed(s.at(consumer)), g.accesses, fresh)
+		served := b.serve(ctx, at, s.needed(s.sideKey(consumer)), g.accesses, fresh)
 		if served != nil && !errors.Is(served, errGone) {
 			return nil, served
 		}
@@ -350,7 +365,7 @@ const (
 func (s *share) leaving(g grant, after time.Time) bool {
 	for _, other := range s.grants(prefixGrant) {
 		since, marked := s.marked(other.leavingKey())
-		if marked && since.After(after) && s.at(other.consumer) == s.at(g.consumer) &&
+		if marked && since.After(after) && s.sideKey(other.consumer) == s.sideKey(g.consumer) &&
 			slices.ContainsFunc(other.accesses, func(a access) bool { return lets(g.accesses, a.to) }) {
 			return true
 		}
@@ -365,7 +380,7 @@ func (s *share) leaving(g grant, after time.Time) bool {
 // whoever is not seen there has written its need later, sees the mark, and waits.
 // The rules are denied by the ids that they had before that look.
 func (b *Backend) revoke(ctx context.Context, s *share, consumer, node string) error {
-	before, where, begun := s, s.at(consumer), b.o.Now()
+	before, where, begun := s, s.sideKey(consumer), b.o.Now()
 	path, mark := "shares/"+s.ID, begun.UTC().Format(time.RFC3339)+" "+rand.Text()[:12]
 	marks, gone := map[string]string{}, map[string]grant{}
 	for _, prefix := range []string{prefixGrant, prefixLeaving} { // a killed process may have left no more than its mark
@@ -392,7 +407,7 @@ func (b *Backend) revoke(ctx context.Context, s *share, consumer, node string) e
 	at, err := b.side(ctx, s, consumer)
 	var rules []rule
 	if err == nil {
-		rules, err = at.list(ctx)
+		rules, err = b.rulesOn(ctx, at)
 	}
 	if err != nil && !errors.Is(err, backend.ErrNotFound) {
 		return err
@@ -459,260 +474,4 @@ func (b *Backend) revokeAfter(ctx context.Context, s *share, marks map[string]st
 		}
 	}
 	return nil // and with the hold all that was granted
-}
-
-// takeAway denies a client's rules, unless somebody needs them. Who needs one that
-// is not there gets it: it was lost where a rule was to be raised.
-func (b *Backend) takeAway(ctx context.Context, at side, to string, rules []rule, needed []access, begun time.Time) error {
-	rules = slices.DeleteFunc(slices.Clone(rules), func(r rule) bool { return r.To != to || r.Type != at.kind })
-	if i := slices.IndexFunc(needed, func(n access) bool { return n.to == to }); i >= 0 {
-		if slices.ContainsFunc(rules, func(r rule) bool { return r.State != "error" }) {
-			return nil
-		}
-		err := b.serve(ctx, at, needed, needed[i:i+1], true)
-		if refused := (*refusedRule)(nil); errors.As(err, &refused) {
-			return nil // whoever needs it was told, or will be
-		}
-		return err
-	}
-	for _, r := range rules {
-		if !b.madeByUs(at, r) {
-			continue
-		}
-		if b.o.Now().Sub(begun) > leavingTime {
-			return fmt.Errorf("%w: Manila is too slow to be sure that nobody else needs the access rule for %s", backend.ErrPending, to)
-		}
-		if err := b.deny(ctx, at, r); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// dropKeys drops all the keys of a consumer.
-func (b *Backend) dropKeys(ctx context.Context, consumer string) error {
-	for _, user := range []string{b.user(consumer), b.readers(consumer)} {
-		if err := b.dropKey(ctx, user); err != nil {
-			return fmt.Errorf("drop the key of %q: %w", consumer, err)
-		}
-	}
-	return nil
-}
-
-func (b *Backend) dropKey(ctx context.Context, user string) error {
-	if b.o.Keys == nil {
-		return nil
-	}
-	return b.o.Keys.Delete(ctx, user)
-}
-
-// madeByUs keeps rules that others have made for a client of ours. Those of
-// snapshots have no metadata that would tell, and are taken for ours.
-func (b *Backend) madeByUs(at side, r rule) bool {
-	return at.snapshot || at.kind == "cephx" || r.Metadata[keyInstance] == b.o.Instance
-}
-
-// side is where rules are: a share or a snapshot.
-type side struct {
-	path     string
-	id       string
-	kind     string // of clients, as Manila calls it
-	snapshot bool
-	list     func(context.Context) ([]rule, error)
-}
-
-// side is where the rules are that a consumer needs. ErrNotFound when a copy has
-// gone.
-func (b *Backend) side(ctx context.Context, s *share, consumer string) (side, error) {
-	target := s.target(consumer)
-	if target.SnapshotID != "" && s.wayOf() == wayAPI {
-		id := target.SnapshotID
-		return side{"snapshots/" + url.PathEscape(id), id, "ip", true, func(ctx context.Context) ([]rule, error) { return b.snapshotRules(ctx, id) }}, nil
-	}
-	id := s.ID
-	if target.SnapshotID != "" && s.wayOf() == wayCopy {
-		found, err := b.named(ctx, copyName(consumer))
-		if err != nil {
-			return side{}, err
-		}
-		if len(found) == 0 {
-			return side{}, fmt.Errorf("the copy of the snapshot: %w", backend.ErrNotFound)
-		}
-		id = found[0].ID
-	}
-	kind := "ip"
-	if s.Protocol == "CEPHFS" {
-		kind = "cephx"
-	}
-	return side{"shares/" + url.PathEscape(id), id, kind, false, func(ctx context.Context) ([]rule, error) { return b.rules(ctx, id) }}, nil
-}
-
-// sinceLevels is the microversion that changes a rule's level.
-const sinceLevels = 88
-
-// refusedRule is why Manila could not let a client in at a level. The rule is gone,
-// if it was ours.
-type refusedRule struct{ error }
-
-func (r *refusedRule) Unwrap() error { return r.error }
-
-// errGone: a rule that was asked for is not there.
-var errGone = fmt.Errorf("%w: the access rule has gone again", backend.ErrUnavailable)
-
-// serve has the rules for the clients that are wanted in effect, each at the
-// highest level that is needed. Where that cannot be, who only reads is let in to
-// read all the same: the rule that he had may have been lost in raising it.
-func (b *Backend) serve(ctx context.Context, at side, needed, wanted []access, fresh bool) error {
-	for _, w := range wanted {
-		rw, ro := access{w.to, "rw"}, access{w.to, "ro"}
-		highest := ro
-		if w == rw || slices.Contains(needed, rw) {
-			highest = rw
-		}
-		err := b.allow(ctx, at, highest, fresh)
-		if refused := (*refusedRule)(nil); highest == rw && errors.As(err, &refused) && slices.Contains(needed, ro) {
-			back := b.allow(ctx, at, ro, true)
-			if w == ro {
-				err = back
-			} else if back != nil {
-				err = fmt.Errorf("%w; and to read: %s", err, back)
-			}
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// allow makes a rule, or finds it, and waits until it is in effect, and until the
-// key that goes with it is in the store. fresh says that there is probably none
-// yet. A rule of ours that Manila could not apply goes, as it may block others, and
-// its reason is told.
-func (b *Backend) allow(ctx context.Context, at side, a access, fresh bool) error {
-	kind, to := at.kind, a.to
-	asked, begun := false, b.o.Now()
-	for p := (pause{b: b, kind: "rule"}); ; {
-		var rules []rule
-		if asked || !fresh {
-			var err error
-			if rules, err = at.list(ctx); err != nil {
-				return err
-			}
-		}
-		i := slices.IndexFunc(rules, func(r rule) bool { return r.Type == kind && r.To == to })
-		switch {
-		case i < 0 && !asked:
-			var err error
-			if asked, err = b.askFor(ctx, at, a); err != nil {
-				return err
-			}
-			fresh = false // one that is there already may be on its way out
-		case i < 0:
-			return fmt.Errorf("%w: %s", errGone, to)
-		case rules[i].State == "error":
-			since := begun
-			if !asked {
-				since = time.Time{} // it may have failed long ago
-			}
-			told := b.complaint(ctx, at.id, since, ruling...)
-			if !b.madeByUs(at, rules[i]) {
-				return &refusedRule{why("Manila could not let "+to+" in by a rule that is not ours", told)}
-			}
-			reason := &refusedRule{why("Manila could not let "+to+" in", told)}
-			if err := b.deny(ctx, at, rules[i]); err != nil {
-				return fmt.Errorf("%w; and the rule does not go: %s", reason.error, err)
-			}
-			if !asked { // what has failed was another's attempt
-				continue
-			}
-			if strings.TrimSpace(told.Detail) != noSuchLevel || a.level != "ro" {
-				return reason
-			}
-			a.level, asked, fresh = "rw", false, true // the node mounts it read-only all the same
-			continue
-		case rules[i].State == "active" && rules[i].Level == "ro" && a.level == "rw" && !b.madeByUs(at, rules[i]):
-			return &refusedRule{fmt.Errorf("%w: %s is let in to read only, by a rule that is not ours", backend.ErrConflict, to)}
-		case rules[i].State == "active" && rules[i].Level == "ro" && a.level == "rw" && b.minor >= sinceLevels:
-			raise := map[string]any{"update_access": map[string]any{"access_level": a.level}}
-			if err := b.put(ctx, "share-access-rules/"+url.PathEscape(rules[i].ID), raise); err != nil {
-				return err
-			}
-			asked = true
-		case rules[i].State == "active" && rules[i].Level == "ro" && a.level == "rw":
-			if err := b.deny(ctx, at, rules[i]); err != nil {
-				return err
-			}
-			asked, fresh = false, true
-			continue
-		case rules[i].State == "active" && (kind != "cephx" || rules[i].Key != ""):
-			p.ended()
-			if kind != "cephx" {
-				return nil
-			}
-			return b.o.Keys.Put(ctx, to, rules[i].Key)
-		}
-		if err := p.sleep(ctx); err != nil {
-			return fmt.Errorf("the access rule for %s is not in effect yet: %w", to, err)
-		}
-	}
-}
-
-// noSuchLevel is the detail of a back end that knows no rules that only read.
-const noSuchLevel = "021"
-
-// askFor asks for a rule, and says whether there was none yet.
-func (b *Backend) askFor(ctx context.Context, at side, a access) (made bool, err error) {
-	req := map[string]any{"access_type": at.kind, "access_to": a.to}
-	if !at.snapshot {
-		req["access_level"], req["metadata"] = a.level, map[string]string{keyInstance: b.o.Instance}
-	}
-	err = b.actOn(ctx, at, "allow_access", req)
-	refused := (*apiError)(nil)
-	if errors.As(err, &refused) && refused.status == http.StatusBadRequest && strings.Contains(refused.message, "exists") {
-		return false, nil
-	}
-	return err == nil, err
-}
-
-// actOn asks for a change of rules. ErrUnavailable while something is done to what
-// they are of.
-func (b *Backend) actOn(ctx context.Context, at side, action string, req map[string]any) error {
-	err := b.post(ctx, at.path+"/action", map[string]any{action: req}, nil)
-	refused := (*apiError)(nil)
-	if errors.As(err, &refused) && refused.status == http.StatusBadRequest && strings.Contains(refused.message, "state") {
-		return fmt.Errorf("%w: %w", backend.ErrUnavailable, withoutKind(refused))
-	}
-	return err
-}
-
-// deny takes a rule away and waits until it is gone.
-func (b *Backend) deny(ctx context.Context, at side, r rule) error {
-	for p := (pause{b: b, kind: "deny"}); ; {
-		if r.State != "queued_to_deny" && r.State != "denying" {
-			err := b.actOn(ctx, at, "deny_access", map[string]any{"access_id": r.ID})
-			if errors.Is(err, backend.ErrNotFound) {
-				return nil
-			}
-			if err != nil {
-				return err
-			}
-		}
-		if err := p.sleep(ctx); err != nil {
-			return fmt.Errorf("the access rule for %s is not gone yet: %w", r.To, err)
-		}
-		rules, err := at.list(ctx)
-		if errors.Is(err, backend.ErrNotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		i := slices.IndexFunc(rules, func(other rule) bool { return other.ID == r.ID })
-		if i < 0 {
-			p.ended()
-			return nil
-		}
-		r = rules[i]
-	}
 }

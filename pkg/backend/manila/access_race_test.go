@@ -16,8 +16,8 @@ import (
 
 // left returns the entries that Grant and Revoke keep on the cloud's shares.
 func (c *cloud) left() (all []string) {
-	c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-		for _, s := range shares {
+	c.Alter(func(objects fakemanila.Objects) {
+		for _, s := range objects.Shares {
 			for key, value := range s.Metadata {
 				if strings.HasPrefix(key, prefixGrant) || strings.HasPrefix(key, prefixLeaving) {
 					all = append(all, key+" is "+value)
@@ -272,8 +272,8 @@ func TestGrantMeetsDeleteShare(t *testing.T) {
 		return c.open().DeleteShare(t.Context(), id)
 	}, func(c *cloud) {
 		b, ctx, deleted := c.open(), short(t), false
-		c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-			deleted = shares[id].Metadata[keyDeleted] != ""
+		c.Alter(func(objects fakemanila.Objects) {
+			deleted = objects.Shares[id].Metadata[keyDeleted] != ""
 		})
 		if _, err := b.Grant(ctx, "one", node2, false); deleted && !errors.Is(err, backend.ErrNotFound) {
 			t.Errorf("let in to what was deleted: %v", err)

@@ -32,8 +32,8 @@ var (
 // with an asterisk.
 func (c *cloud) rules() map[string]string {
 	all := map[string]string{}
-	c.Alter(func(_ map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, rules map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-		for _, r := range rules {
+	c.Alter(func(objects fakemanila.Objects) {
+		for _, r := range objects.Rules {
 			to := r.To
 			if r.SnapshotID != "" {
 				to += "*"
@@ -112,8 +112,8 @@ func TestNodes(t *testing.T) {
 			c.wantRules(map[string]string{})
 
 			// A rule that an administrator has made serves, and stays.
-			c.Alter(func(_ map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, rules map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-				rules["theirs"] = &fakemanila.Rule{ID: "theirs", ShareID: share.ID, Type: "ip", To: "192.0.2.1", Level: "ro", State: "active"}
+			c.Alter(func(objects fakemanila.Objects) {
+				objects.Rules["theirs"] = &fakemanila.Rule{ID: "theirs", ShareID: share.ID, Type: "ip", To: "192.0.2.1", Level: "ro", State: "active"}
 			})
 			grant("two", node1, true)
 			if _, err := b.Grant(ctx, "two", node1, false); !errors.Is(err, backend.ErrConflict) {
@@ -178,8 +178,8 @@ func TestLostShare(t *testing.T) {
 			ok[*backend.Export](t)(b.Grant(t.Context(), consumer, node2, true))
 		}
 		ok[*backend.Export](t)(b.Grant(t.Context(), "one", node1, false))
-		c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-			delete(shares, share.ID)
+		c.Alter(func(objects fakemanila.Objects) {
+			delete(objects.Shares, share.ID)
 		})
 		if err := end(b, share); err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -187,6 +187,33 @@ func TestLostShare(t *testing.T) {
 		if len(c.keys.keys) != 1 || c.keys.keys[b.readers("two")] == "" {
 			t.Errorf("%s: keys are left: %v", name, c.keys.keys)
 		}
+	}
+}
+
+// TestLostDeletion: of a share that goes while the answer is lost no key is left, and
+// of one that stays whoever is let in again has it.
+func TestLostDeletion(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{})
+	b, ctx := c.open(), t.Context()
+	share := ok[*backend.Share](t)(b.CreateShare(ctx, request("data")))
+	ok[*backend.Export](t)(b.Export(ctx, backend.Target{ShareID: share.ID}, "one"))
+	for _, locked := range []bool{true, false} {
+		user := ok[*backend.Export](t)(b.Grant(ctx, "one", node1, false)).User
+		if c.keys.keys[user] == "" {
+			t.Errorf("there is no key for %s: %v", user, c.keys.keys)
+		}
+		if locked {
+			c.Lock(share.ID, "audit")
+		} else {
+			c.Lock(share.ID, "")
+			c.Add(fakemanila.Fault{Method: "DELETE", Path: "shares/" + share.ID, Cut: true, After: true})
+		}
+		if err := b.DeleteShare(ctx, share.ID); err == nil {
+			t.Error("it is deleted")
+		}
+	}
+	if err := b.DeleteShare(ctx, share.ID); err != nil || len(c.keys.keys) > 0 {
+		t.Errorf("keys are left: %v, %v", c.keys.keys, err)
 	}
 }
 
@@ -205,8 +232,8 @@ func TestNoReaders(t *testing.T) {
 				return
 			case <-time.After(time.Millisecond):
 			}
-			c.Alter(func(_ map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, rules map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-				for _, r := range rules {
+			c.Alter(func(objects fakemanila.Objects) {
+				for _, r := range objects.Rules {
 					if r.Level == "ro" && r.State == "queued_to_apply" {
 						r.State = "error"
 						writers.Do(func() { go c.Say(share.ID, "021", "update access rules: ro is not supported") })
@@ -285,8 +312,8 @@ func TestSpellings(t *testing.T) {
 	c := newCloud(t, fakemanila.Options{Delay: slow})
 	b := c.open()
 	share := c.served(b)
-	c.Alter(func(_ map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, rules map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-		rules["theirs"] = &fakemanila.Rule{ID: "theirs", ShareID: share.ID, Type: "ip", To: "192.0.2.1/32", Level: "rw", State: "active"}
+	c.Alter(func(objects fakemanila.Objects) {
+		objects.Rules["theirs"] = &fakemanila.Rule{ID: "theirs", ShareID: share.ID, Type: "ip", To: "192.0.2.1/32", Level: "rw", State: "active"}
 	})
 	ok[*backend.Export](t)(b.Grant(t.Context(), "one", node1, false))
 	if err := b.Revoke(t.Context(), "one", node1.Name); err != nil {
@@ -329,8 +356,8 @@ func TestDenyLater(t *testing.T) {
 	share := c.served(b)
 	ok[*backend.Export](t)(b.Grant(t.Context(), "one", node1, false))
 	for _, status := range []string{"extending", "available"} {
-		c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-			shares[share.ID].Status = status
+		c.Alter(func(objects fakemanila.Objects) {
+			objects.Shares[share.ID].Status = status
 		})
 		if err := b.Revoke(t.Context(), "one", node1.Name); (err == nil) != (status == "available") || err != nil && !errors.Is(err, backend.ErrUnavailable) {
 			t.Errorf("%s: %v", status, err)
@@ -344,8 +371,8 @@ func TestDenyLater(t *testing.T) {
 func TestTheirs(t *testing.T) {
 	c := newCloud(t, fakemanila.Options{Delay: slow})
 	share := c.served(c.open())
-	c.Alter(func(_ map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, rules map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-		rules["theirs"] = &fakemanila.Rule{ID: "theirs", ShareID: share.ID, Type: "ip", To: "192.0.2.1", Level: "rw", State: "error"}
+	c.Alter(func(objects fakemanila.Objects) {
+		objects.Rules["theirs"] = &fakemanila.Rule{ID: "theirs", ShareID: share.ID, Type: "ip", To: "192.0.2.1", Level: "rw", State: "error"}
 	})
 	c.Say(share.ID, "020", "update access rules: the client ID is not allowed")
 	if _, err := c.open().Grant(t.Context(), "one", node1, false); !errors.Is(err, backend.ErrInvalid) || !strings.Contains(err.Error(), "not ours") {
@@ -364,8 +391,8 @@ func TestGhost(t *testing.T) {
 	share := ok[*backend.Share](t)(b.CreateShare(t.Context(), req))
 	ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{ShareID: share.ID}, "one"))
 	ok[*backend.Export](t)(b.Grant(t.Context(), "one", node1, true))
-	c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-		shares[share.ID].Metadata[prefixGrant+"ghost."+digest("node-1")] = "rw=192.0.2.1"
+	c.Alter(func(objects fakemanila.Objects) {
+		objects.Shares[share.ID].Metadata[prefixGrant+"ghost."+digest("node-1")] = "rw=192.0.2.1"
 	})
 	ok[*backend.Export](t)(b.Grant(t.Context(), "one", node1, true))
 	c.wantRules(map[string]string{"192.0.2.1": "ro active"})
@@ -407,8 +434,8 @@ func TestGrantMeetsRevoke(t *testing.T) {
 		t.Error(err)
 	}
 	c.wantRules(map[string]string{})
-	c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-		for key := range shares[share.ID].Metadata {
+	c.Alter(func(objects fakemanila.Objects) {
+		for key := range objects.Shares[share.ID].Metadata {
 			if strings.HasPrefix(key, prefixGrant) {
 				t.Errorf("left on the share: %s", key)
 			}
@@ -494,8 +521,8 @@ func TestGrantMeetsUnexport(t *testing.T) {
 			t.Errorf("let in to what goes, before its change %d: %v", point, early)
 		}
 		c.wantRules(map[string]string{})
-		c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-			for key := range shares[share.ID].Metadata {
+		c.Alter(func(objects fakemanila.Objects) {
+			for key := range objects.Shares[share.ID].Metadata {
 				if strings.HasPrefix(key, prefixGrant) {
 					t.Errorf("left on the share before change %d: %s", point, key)
 				}

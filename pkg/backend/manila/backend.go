@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -60,6 +61,8 @@ const (
 	sinceHints        = 65 // affinity
 	sinceSnapMetadata = 73
 	sinceSnapCount    = 79 // how many snapshots there are, with a listing; shares: 42
+	sinceLocks        = 81 // resource locks
+	sinceLevels       = 88 // a rule's level can be changed
 	known             = 89 // the newest that was tried
 )
 
@@ -161,7 +164,7 @@ func (b *Backend) negotiate(ctx context.Context) (int, error) {
 		}
 	}
 	// Some versions answer "multiple choices".
-	if err := b.at(ctx, http.MethodGet, root+"/", nil, &answer, http.StatusOK, http.StatusMultipleChoices); err != nil {
+	if err := b.send(ctx, http.MethodGet, root+"/", nil, &answer, http.StatusOK, http.StatusMultipleChoices); err != nil {
 		return 0, fmt.Errorf("ask %s/ for its versions: %w", root, err)
 	}
 	for _, v := range answer.Versions {
@@ -230,39 +233,56 @@ const gib = 1 << 30
 
 // Parameters implements backend.Parameterized.
 func (b *Backend) Parameters() []string {
-	names := make([]string, 0, len(parameters))
-	for name := range parameters {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
+	return slices.Sorted(maps.Keys(parameters))
 }
 
 // Capacity implements backend.CapacityReporter: what the project's quota leaves.
 // Manila tells a project nothing of its back ends.
 func (b *Backend) Capacity(ctx context.Context) (backend.Capacity, error) {
-	var answer struct {
-		Set map[string]any `json:"quota_set"`
+	type quota struct {
+		Limit    int64
+		Used     int64 `json:"in_use"`
+		Reserved int64
 	}
+	var answer struct {
+		Set struct {
+			Gigabytes quota
+			PerShare  quota `json:"per_share_gigabytes"`
+		} `json:"quota_set"`
+	}
+	answer.Set.Gigabytes.Limit, answer.Set.PerShare.Limit = -1, -1 // what is not there has none
 	if err := b.get(ctx, "quota-sets/"+b.project+"/detail", &answer); err != nil {
 		return backend.Capacity{}, fmt.Errorf("ask for the quota: %w", err)
 	}
-	number := func(quota, field string) int64 {
-		m, _ := answer.Set[quota].(map[string]any)
-		n, err := strconv.ParseInt(fmt.Sprint(m[field]), 10, 64)
-		if err != nil {
-			return -1
-		}
-		return n
-	}
 	const unlimited = 1 << 60
 	c := backend.Capacity{Available: unlimited, MaxShareSize: unlimited, MinShareSize: gib}
-	if limit := number("gigabytes", "limit"); limit >= 0 {
-		c.Available = max(0, limit-number("gigabytes", "in_use")-max(0, number("gigabytes", "reserved"))) * gib
-		c.MaxShareSize = limit * gib
+	if q := answer.Set.Gigabytes; q.Limit >= 0 {
+		c.Available = max(0, q.Limit-q.Used-max(0, q.Reserved)) * gib
+		c.MaxShareSize = q.Limit * gib
 	}
-	if limit := number("per_share_gigabytes", "limit"); limit >= 0 {
+	if limit := answer.Set.PerShare.Limit; limit >= 0 {
 		c.MaxShareSize = min(c.MaxShareSize, limit*gib)
 	}
 	return c, nil
+}
+
+// pageOf returns the page behind after of objects in the order of their keys.
+func pageOf[T any](all []T, key func(T) string, after string, limit int) (page []T, more bool) {
+	slices.SortFunc(all, func(x, y T) int { return strings.Compare(key(x), key(y)) })
+	from := 0
+	for from < len(all) && after != "" && key(all[from]) <= after {
+		from++
+	}
+	all = all[from:]
+	if limit > 0 && len(all) > limit {
+		return all[:limit], true
+	}
+	return all, false
+}
+
+// wrap says what was being done.
+func wrap(err *error, format string, args ...any) {
+	if *err != nil {
+		*err = fmt.Errorf(format+": %w", append(args, *err)...)
+	}
 }

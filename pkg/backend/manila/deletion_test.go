@@ -20,8 +20,8 @@ func (c *cloud) snapshotted(b *Backend, name string) (*backend.Share, *backend.S
 
 // snapshots changes those of the cloud behind the driver's back.
 func (c *cloud) snapshots(change func(map[string]*fakemanila.Snapshot)) {
-	c.Alter(func(_ map[string]*fakemanila.Share, snapshots map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-		change(snapshots)
+	c.Alter(func(objects fakemanila.Objects) {
+		change(objects.Snapshots)
 	})
 }
 
@@ -102,8 +102,8 @@ func TestSnapshotStays(t *testing.T) {
 		c.snapshots(func(all map[string]*fakemanila.Snapshot) { all[snap.ID].Status = s })
 	}
 	dead := prefixDeleting + snap.ID + ".dead"
-	c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-		shares[share.ID].Metadata[dead] = time.Now().Add(-2 * markAge).UTC().Format(time.RFC3339)
+	c.Alter(func(objects fakemanila.Objects) {
+		objects.Shares[share.ID].Metadata[dead] = time.Now().Add(-2 * markAge).UTC().Format(time.RFC3339)
 	})
 	for s, word := range map[string]string{"error_deleting": "--status error " + snap.ID, "manage_error": "manage_error"} {
 		status(s)
@@ -113,8 +113,8 @@ func TestSnapshotStays(t *testing.T) {
 			}
 		}
 	}
-	c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-		for key := range shares[share.ID].Metadata {
+	c.Alter(func(objects fakemanila.Objects) {
+		for key := range objects.Shares[share.ID].Metadata {
 			if strings.HasPrefix(key, prefixDeleting) {
 				t.Errorf("a mark is left: %s", key)
 			}
@@ -145,8 +145,8 @@ func TestLateParting(t *testing.T) {
 	if err := b.Unexport(t.Context(), target, "reader"); err != nil {
 		t.Fatal(err)
 	}
-	c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-		shares[share.ID].Metadata[holdKey("reader", snap.ID)] = parting + time.Now().UTC().Format(" "+time.RFC3339)
+	c.Alter(func(objects fakemanila.Objects) {
+		objects.Shares[share.ID].Metadata[holdKey("reader", snap.ID)] = parting + time.Now().UTC().Format(" "+time.RFC3339)
 	})
 	if err := errors.Join(b.DeleteSnapshot(t.Context(), snap.ID), b.DeleteShare(t.Context(), share.ID)); err != nil {
 		t.Error(err)

@@ -1,6 +1,7 @@
 package manila
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -150,100 +151,22 @@ func (b *Backend) hold(ctx context.Context, target backend.Target, consumer stri
 		return nil, err
 	}
 	if s != nil {
-		if now := s.target(consumer); now != target {
-			return nil, fmt.Errorf("%w: this consumer holds %+v", backend.ErrConflict, now)
-		}
-		key := holdKey(consumer, s.holds()[consumer])
-		if s.Metadata[key] == held {
-			return s, nil
-		}
-		since, _ := time.Parse(parting+" "+time.RFC3339, s.Metadata[key])
-		if since.After(b.o.Now().Add(-leavingAge)) {
-			return nil, errUndecided
-		}
-		s.Metadata[key] = held // a killed process has left it so
-		return s, b.setMetadata(ctx, "shares/"+s.ID, map[string]string{key: held})
+		return s, b.holdOn(ctx, s, target, consumer)
 	}
-	id, what := target.ShareID, holdsShare
-	if target.SnapshotID != "" {
-		snap, err := b.findSnapshot(ctx, target.SnapshotID)
-		if err != nil {
-			return nil, err
-		}
-		if stateOf(snap.Status) != usable {
-			return nil, fmt.Errorf("%w: the snapshot is in the state %s", backend.ErrUnavailable, snap.Status)
-		}
-		id, what = snap.ShareID, snap.ID
-	}
-	if !validID(id) {
-		return nil, backend.ErrNotFound
-	}
-	s, err = b.lateShare(ctx, id)
-	if target.ShareID != "" { // one that was deleted is there for its snapshots
-		s, err = b.usable(s, err)
-	}
-	if err != nil {
+	if s, err = b.holdable(ctx, target); err != nil {
 		return nil, err
 	}
-	if target.SnapshotID != "" && s.wayOf() == "" {
-		return nil, fmt.Errorf("%w: snapshots of the share type %q cannot be mounted", backend.ErrUnsupported, s.TypeName)
+	id, what := s.ID, cmp.Or(target.SnapshotID, holdsShare)
+	write := func(value string) error {
+		return b.setMetadata(ctx, "shares/"+id, map[string]string{prefixConsumer + consumer: b.o.Instance, holdKey(consumer, what): value})
 	}
-	if target.SnapshotID != "" && s.wayOf() == wayDirectory { // what cannot be found is not held
-		if _, err := b.directory(ctx, s, what); err != nil {
-			return nil, err
-		}
-	}
-	of := "shares/" + id
-	if err := b.setMetadata(ctx, of, map[string]string{prefixConsumer + consumer: b.o.Instance, holdKey(consumer, what): intended}); err != nil {
+	if err := write(intended); err != nil {
 		return nil, err
 	}
 	// From here on both sides see each other: who wants something else, and who
 	// deletes the snapshot (see DeleteSnapshot).
-	verdict := func() error {
-		now, rivals, err := b.holder(ctx, consumer)
-		if err != nil {
-			return err
-		}
-		if now != nil && now.target(consumer) != target {
-			return errUndecided // the next look says what it holds
-		}
-		s = now
-		for _, r := range rivals {
-			if r.ID < id {
-				return errUndecided
-			}
-			if r.ID == id {
-				s = r
-			}
-			r.marks(func(c, other, _ string) {
-				if c == consumer && (r.ID != id || other != what) {
-					err = errWaits
-					if r.ID == id && other < what {
-						err = errUndecided
-					}
-				}
-			})
-		}
-		if err != nil {
-			return err
-		}
-		if s == nil { // it is not listed
-			return backend.ErrNotFound
-		}
-		if target.ShareID != "" && (s.deferred() || s.Status == "deleting") {
-			return backend.ErrNotFound
-		}
-		if target.SnapshotID != "" && s.beingDeleted(what, b.o.Now().Add(-markAge)) {
-			return errUndecided
-		}
-		if target.SnapshotID != "" {
-			_, err = b.findSnapshot(ctx, what)
-		}
-		return err
-	}
 	for p := (pause{b: b}); ; {
-		err := verdict()
-		if err == nil {
+		if s, err = b.decide(ctx, id, target, consumer); err == nil {
 			break
 		}
 		if errors.Is(err, errWaits) {
@@ -256,13 +179,102 @@ func (b *Backend) hold(ctx context.Context, target backend.Target, consumer stri
 		}
 		return nil, err // the intent stays for the next call
 	}
-	// Both, as an Unexport may have dropped the intent meanwhile.
-	if err := b.setMetadata(ctx, of, map[string]string{prefixConsumer + consumer: b.o.Instance, holdKey(consumer, what): held}); err != nil {
+	if err := write(held); err != nil { // both entries, as an Unexport may have dropped the intent meanwhile
 		return nil, err
 	}
 	s.Metadata[holdKey(consumer, what)] = held
 	b.lately.saw(b.o.Now(), s)
 	return s, nil
+}
+
+// holdOn is hold for a consumer that holds something of the share.
+func (b *Backend) holdOn(ctx context.Context, s *share, target backend.Target, consumer string) error {
+	if now := s.target(consumer); now != target {
+		return fmt.Errorf("%w: this consumer holds %+v", backend.ErrConflict, now)
+	}
+	key := holdKey(consumer, s.holds()[consumer])
+	if s.Metadata[key] == held {
+		return nil
+	}
+	since, _ := time.Parse(parting+" "+time.RFC3339, s.Metadata[key])
+	if since.After(b.o.Now().Add(-leavingAge)) {
+		return errUndecided
+	}
+	s.Metadata[key] = held // a killed process has left it so
+	return b.setMetadata(ctx, "shares/"+s.ID, map[string]string{key: held})
+}
+
+// holdable returns the share that is the target, or whose snapshot is, if that can be
+// mounted.
+func (b *Backend) holdable(ctx context.Context, target backend.Target) (*share, error) {
+	if target.ShareID != "" {
+		if !validID(target.ShareID) {
+			return nil, backend.ErrNotFound
+		}
+		return b.usable(b.lateShare(ctx, target.ShareID))
+	}
+	snap, err := b.findSnapshot(ctx, target.SnapshotID)
+	if err != nil {
+		return nil, err
+	}
+	if stateOf(snap.Status) != usable {
+		return nil, fmt.Errorf("%w: the snapshot is in the state %s", backend.ErrUnavailable, snap.Status)
+	}
+	s, err := b.lateShare(ctx, snap.ShareID) // one that was deleted is there for its snapshots
+	if err != nil {
+		return nil, err
+	}
+	switch s.wayOf() {
+	case "":
+		return nil, fmt.Errorf("%w: snapshots of the share type %q cannot be mounted", backend.ErrUnsupported, s.TypeName)
+	case wayDirectory: // what cannot be found is not held
+		_, err = b.directory(ctx, s, snap.ID)
+	}
+	return s, err
+}
+
+// decide says whether the intent on the share with an id may become a hold, and
+// returns that share. errWaits and errUndecided when it may not; ErrNotFound when
+// there is nothing to hold any more.
+func (b *Backend) decide(ctx context.Context, id string, target backend.Target, consumer string) (*share, error) {
+	s, rivals, err := b.holder(ctx, consumer)
+	if err != nil {
+		return nil, err
+	}
+	if s != nil && s.target(consumer) != target {
+		return nil, errUndecided // the next look says what it holds
+	}
+	what := cmp.Or(target.SnapshotID, holdsShare)
+	for _, r := range rivals {
+		if r.ID < id {
+			return nil, errUndecided
+		}
+		if r.ID == id {
+			s = r
+		}
+		r.marks(func(c, other, _ string) {
+			if c == consumer && (r.ID != id || other != what) {
+				err = errWaits
+				if r.ID == id && other < what {
+					err = errUndecided
+				}
+			}
+		})
+	}
+	switch {
+	case err != nil:
+		return nil, err
+	case s == nil: // it is not listed
+		return nil, backend.ErrNotFound
+	case target.ShareID != "" && (s.deferred() || s.Status == "deleting"):
+		return nil, backend.ErrNotFound
+	case target.ShareID != "":
+		return s, nil
+	case s.beingDeleted(what, b.o.Now().Add(-markAge)):
+		return nil, errUndecided
+	}
+	_, err = b.findSnapshot(ctx, what)
+	return s, err
 }
 
 // errWaits: another intent is there, and has to go.
@@ -315,10 +327,7 @@ func (b *Backend) giveUp(ctx context.Context, err error, s *share, consumer stri
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), giveUpTimeout)
 	defer cancel()
-	if left := b.release(ctx, s, consumer, target); left != nil {
-		return fmt.Errorf("%w: %s; and letting go of it: %s", backend.ErrPending, err, left)
-	}
-	return err
+	return undone(err, b.release(ctx, s, consumer, target))
 }
 
 // giveUpTimeout bounds what is still done for a call that has failed.
@@ -528,7 +537,7 @@ func (b *Backend) ListExports(ctx context.Context, after string, limit int) (_ [
 			holds = append(holds, hold{consumer, s})
 		}
 	}
-	page, more := cut(holds, func(h hold) string { return h.consumer }, after, limit)
+	page, more := pageOf(holds, func(h hold) string { return h.consumer }, after, limit)
 	var out []*backend.Export
 	for _, h := range page {
 		out = append(out, &backend.Export{Target: h.share.target(h.consumer), Consumer: h.consumer})

@@ -187,8 +187,8 @@ func (b *Backend) describeSnapshot(req backend.CreateSnapshotRequest) map[string
 
 func oldSnapshotName(id string) string { return "abaca-" + id }
 
-// settle gives a snapshot of an old cloud the metadata that it should have.
-func (b *Backend) settle(s *snapshot) *snapshot {
+// identify gives a snapshot of an old cloud the metadata that it should have.
+func (b *Backend) identify(s *snapshot) {
 	if b.minor < sinceSnapMetadata {
 		s.Metadata = map[string]string{}
 		q, _ := url.ParseQuery(s.Description)
@@ -196,7 +196,6 @@ func (b *Backend) settle(s *snapshot) *snapshot {
 			s.Metadata[k] = q.Get(k)
 		}
 	}
-	return s
 }
 
 // oldDescription is the metadata as a description.
@@ -217,7 +216,6 @@ func (b *Backend) snapshotsWith(ctx context.Context, id string) ([]*snapshot, er
 	}
 	found, err := b.listSnapshots(ctx, q)
 	found = slices.DeleteFunc(found, func(s *snapshot) bool {
-		b.settle(s)
 		return s.Metadata[keyID] != id || s.Metadata[keyInstance] != b.o.Instance || s.Status == "deleting"
 	})
 	sortTwins(found)
@@ -225,14 +223,7 @@ func (b *Backend) snapshotsWith(ctx context.Context, id string) ([]*snapshot, er
 }
 
 func (b *Backend) snapshotCalls() calls[*snapshot] {
-	get := func(ctx context.Context, id string) (*snapshot, error) {
-		s, err := b.getSnapshot(ctx, id)
-		if err == nil {
-			b.settle(s)
-		}
-		return s, err
-	}
-	return calls[*snapshot]{b.snapshotsWith, get, b.removeSnapshot, func(ctx context.Context, s *snapshot) error {
+	return calls[*snapshot]{b.snapshotsWith, b.getSnapshot, b.removeSnapshot, func(ctx context.Context, s *snapshot) error {
 		if b.minor >= sinceSnapMetadata {
 			return b.setMetadata(ctx, "snapshots/"+s.ID, map[string]string{keyReady: "true"})
 		}

@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// lately is what was read a moment ago. It saves requests where a call follows
-// another about the same share, and is only for looks that Manila's own answer
-// comes after: what is decided is decided by that.
+// lately is what was read a moment ago. It saves a request where one call follows
+// another about the same share. Nothing is decided by it alone: whoever uses it asks
+// Manila again before what he does counts.
 type lately struct {
 	mu      sync.Mutex
 	shares  map[string]sight  // by id

@@ -1,6 +1,7 @@
 package manila
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"testing"
@@ -13,13 +14,13 @@ import (
 // crowd gives the cloud so many shares like one that is there, and as many
 // snapshots of that one.
 func (c *cloud) crowd(like string, n int) {
-	c.Alter(func(shares map[string]*fakemanila.Share, snapshots map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+	c.Alter(func(objects fakemanila.Objects) {
 		for i := range n {
-			s := *shares[like]
+			s := *objects.Shares[like]
 			s.ID, s.Metadata = fmt.Sprintf("crowd-%04d", i), maps.Clone(s.Metadata)
-			shares[s.ID] = &s
+			objects.Shares[s.ID] = &s
 			m := map[string]string{keyInstance: "abaca", keyID: s.ID}
-			snapshots["s"+s.ID] = &fakemanila.Snapshot{ID: "s" + s.ID, ShareID: like, Status: "available", Size: 1, Metadata: m,
+			objects.Snapshots["s"+s.ID] = &fakemanila.Snapshot{ID: "s" + s.ID, ShareID: like, Status: "available", Size: 1, Metadata: m,
 				Description: oldDescription(m), Created: s.Created}
 		}
 	})
@@ -69,9 +70,9 @@ func TestPagesMeanwhile(t *testing.T) {
 		for len(c.Requests()) == 0 {
 			time.Sleep(time.Millisecond)
 		}
-		c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
+		c.Alter(func(objects fakemanila.Objects) {
 			for i := range 60 {
-				delete(shares, fmt.Sprintf("crowd-%04d", i))
+				delete(objects.Shares, fmt.Sprintf("crowd-%04d", i))
 			}
 		})
 	}()
@@ -95,11 +96,12 @@ func TestNotListed(t *testing.T) {
 	c := newCloud(t, fakemanila.Options{})
 	b := c.open()
 	data := ok[*backend.Share](t)(b.CreateShare(t.Context(), request("data")))
-	b.polls.waiting, b.polls.listed, b.polls.shares = 3, time.Now(), map[string]*share{}
+	b.polls.waiting.Store(3)
+	b.polls.listed, b.polls.shares = time.Now(), map[string]*share{}
 	if s, err := b.glance(t.Context(), data.ID, time.Hour); s == nil || err != nil {
 		t.Errorf("it is there: %v, %v", s, err)
 	}
-	if s, err := b.glance(t.Context(), "gone", time.Hour); s != nil || err != nil {
+	if s, err := b.glance(t.Context(), "gone", time.Hour); !errors.Is(err, backend.ErrNotFound) {
 		t.Errorf("it is gone: %v, %v", s, err)
 	}
 }

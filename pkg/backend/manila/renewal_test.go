@@ -16,8 +16,8 @@ import (
 
 const keystone = "/v3/auth/tokens"
 
-// refusal is Keystone's answer to credentials that it does not take.
-var refusal = fakemanila.Fault{Path: keystone, Status: http.StatusUnauthorized, Text: `{"error":{"code":401,"message":"no"}}`}
+// unwelcome is Keystone's answer to credentials that it does not take.
+var unwelcome = fakemanila.Fault{Path: keystone, Status: http.StatusUnauthorized, Text: `{"error":{"code":401,"message":"no"}}`}
 
 // unsure says whether an error of a creation lets an orchestrator call again before
 // it forgets the object.
@@ -36,7 +36,7 @@ func TestRenewal(t *testing.T) {
 		"503 once":  {fakemanila.Fault{Path: keystone, Status: 503}, true},
 		"503":       {fakemanila.Fault{Path: keystone, Status: 503, Times: 1 << 30}, false},
 		"cut":       {fakemanila.Fault{Path: keystone, Cut: true, Times: 1 << 30}, false},
-		"401 a day": {func() fakemanila.Fault { f := refusal; f.Times = 1 << 30; return f }(), false},
+		"401 a day": {func() fakemanila.Fault { f := unwelcome; f.Times = 1 << 30; return f }(), false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

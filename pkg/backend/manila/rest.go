@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -95,6 +94,7 @@ func (b *Backend) getSnapshot(ctx context.Context, id string) (*snapshot, error)
 	if answer.Snapshot == nil || answer.Snapshot.ID != id {
 		return nil, errStrange
 	}
+	b.identify(answer.Snapshot)
 	return answer.Snapshot, nil
 }
 
@@ -107,7 +107,11 @@ func (b *Backend) listShares(ctx context.Context, metadata map[string]string) ([
 }
 
 func (b *Backend) listSnapshots(ctx context.Context, q url.Values) ([]*snapshot, error) {
-	return pages(ctx, b, "snapshots/detail", q, "snapshots", b.minor >= sinceSnapCount, func(s *snapshot) string { return s.ID })
+	all, err := pages(ctx, b, "snapshots/detail", q, "snapshots", b.minor >= sinceSnapCount, func(s *snapshot) string { return s.ID })
+	for _, s := range all {
+		b.identify(s)
+	}
+	return all, err
 }
 
 // filter writes metadata as Manila's filters want it: a Python dictionary.
@@ -176,8 +180,7 @@ func (b *Backend) setMetadata(ctx context.Context, of string, metadata map[strin
 	for try := 1; ; try++ {
 		err := b.post(ctx, of+"/metadata", map[string]any{"metadata": metadata}, nil) // PUT would drop the others
 		// Of some at once, Manila's database may take one alone (seen with 2025.1).
-		failed := (*apiError)(nil)
-		if !errors.As(err, &failed) || failed.status != http.StatusInternalServerError || try == metadataTries {
+		if !refusal(err).says(http.StatusInternalServerError, "") || try == metadataTries {
 			return err
 		}
 		select {
@@ -189,40 +192,41 @@ func (b *Backend) setMetadata(ctx context.Context, of string, metadata map[strin
 }
 
 func (b *Backend) dropMetadata(ctx context.Context, of, key string) error {
-	err := b.at(ctx, http.MethodDelete, b.url(of+"/metadata/"+url.PathEscape(key)), nil, nil, http.StatusOK, http.StatusNoContent)
+	err := b.delete(ctx, of+"/metadata/"+url.PathEscape(key))
 	if errors.Is(err, backend.ErrNotFound) {
 		return nil
 	}
 	return err
 }
 
-func (b *Backend) rules(ctx context.Context, share string) ([]rule, error) {
-	var answer struct {
-		Rules []rule `json:"access_list"`
+// listing returns the objects under a key of an answer.
+func listing[T any](ctx context.Context, b *Backend, path, key string) ([]T, error) {
+	var answer map[string]json.RawMessage
+	var all []T
+	err := b.get(ctx, path, &answer)
+	if err == nil && answer[key] != nil && json.Unmarshal(answer[key], &all) != nil {
+		err = errStrange
 	}
-	err := b.get(ctx, "share-access-rules?share_id="+url.QueryEscape(share), &answer)
-	if refused := (*apiError)(nil); errors.As(err, &refused) && refused.status == http.StatusBadRequest {
+	return all, err
+}
+
+// rulesOn returns the rules of a share or snapshot, with their clients written in one
+// way, whoever wrote them.
+func (b *Backend) rulesOn(ctx context.Context, at side) ([]rule, error) {
+	path, key := "share-access-rules?share_id="+url.QueryEscape(at.id), "access_list"
+	if at.snapshot {
+		path, key = at.path()+"/access-list", "snapshot_access_list"
+	}
+	all, err := listing[rule](ctx, b, path, key)
+	if !at.snapshot && refusal(err).says(http.StatusBadRequest, "") {
 		return nil, nil // of a share that is gone
 	}
-	return spelled(answer.Rules), err
-}
-
-// spelled has the clients of rules written in one way, whoever wrote them.
-func spelled(rules []rule) []rule {
-	for i := range rules {
-		if rules[i].Type == "ip" {
-			rules[i].To = client(rules[i].To)
+	for i := range all {
+		if all[i].Type == "ip" {
+			all[i].To = client(all[i].To)
 		}
 	}
-	return rules
-}
-
-func (b *Backend) snapshotRules(ctx context.Context, snapshot string) ([]rule, error) {
-	var answer struct {
-		Rules []rule `json:"snapshot_access_list"`
-	}
-	err := b.get(ctx, "snapshots/"+url.PathEscape(snapshot)+"/access-list", &answer)
-	return spelled(answer.Rules), err
+	return all, err
 }
 
 // exportPath is one export location.
@@ -233,44 +237,32 @@ type exportPath struct {
 }
 
 func (b *Backend) exportPaths(ctx context.Context, share string) ([]exportPath, error) {
-	var answer struct {
-		Paths []exportPath `json:"export_locations"`
-	}
-	err := b.get(ctx, "shares/"+url.PathEscape(share)+"/export_locations", &answer)
-	return answer.Paths, err
+	return listing[exportPath](ctx, b, "shares/"+url.PathEscape(share)+"/export_locations", "export_locations")
 }
 
 func (b *Backend) snapshotPaths(ctx context.Context, snapshot string) ([]exportPath, error) {
-	var answer struct {
-		Paths []exportPath `json:"share_snapshot_export_locations"`
-	}
-	err := b.get(ctx, "snapshots/"+url.PathEscape(snapshot)+"/export-locations", &answer)
-	return answer.Paths, err
+	return listing[exportPath](ctx, b, "snapshots/"+url.PathEscape(snapshot)+"/export-locations", "share_snapshot_export_locations")
 }
 
 // instanceOf returns the id of a snapshot's instance, which Manila shows to
 // administrators, and to whom its policy names. ErrUnsupported to others, and where
 // there are several, of replicas.
 func (b *Backend) instanceOf(ctx context.Context, snapshot string) (string, error) {
-	var answer struct {
-		Instances []struct{ ID string } `json:"snapshot_instances"`
-	}
-	err := b.get(ctx, "snapshot-instances?snapshot_id="+url.QueryEscape(snapshot), &answer)
-	refused := (*apiError)(nil)
-	switch {
-	case errors.As(err, &refused) && refused.status == http.StatusForbidden:
+	all, err := listing[struct{ ID string }](ctx, b, "snapshot-instances?snapshot_id="+url.QueryEscape(snapshot), "snapshot_instances")
+	switch refused := refusal(err); {
+	case refused.says(http.StatusForbidden, ""):
 		return "", fmt.Errorf("%w: the parameter \"snapshotDirectory\" of the share's class has the id of the snapshot's instance in it, and Manila's policy "+
 			"(share_snapshot_instance:index) does not show that to this user: %w", backend.ErrUnsupported, withoutKind(refused))
 	case err != nil:
 		return "", err
-	case len(answer.Instances) == 0:
+	case len(all) == 0:
 		return "", backend.ErrNotFound
-	case len(answer.Instances) > 1:
-		return "", fmt.Errorf("%w: the snapshot has %d instances, and it is not known which of them gives its directory the name", backend.ErrUnsupported, len(answer.Instances))
-	case !validID(answer.Instances[0].ID):
+	case len(all) > 1:
+		return "", fmt.Errorf("%w: the snapshot has %d instances, and it is not known which of them gives its directory the name", backend.ErrUnsupported, len(all))
+	case !validID(all[0].ID):
 		return "", errStrange
 	}
-	return answer.Instances[0].ID, nil
+	return all[0].ID, nil
 }
 
 // typesAge is how long the share types are taken to be what they were.
@@ -284,69 +276,40 @@ func (b *Backend) shareTypes(ctx context.Context, age time.Duration) ([]shareTyp
 	if types != nil && b.o.Now().Sub(at) < age {
 		return types, nil
 	}
-	var answer struct {
-		Types []shareType `json:"share_types"`
-	}
-	if err := b.get(ctx, "types", &answer); err != nil {
+	types, err := listing[shareType](ctx, b, "types", "share_types")
+	if err != nil {
 		return nil, err
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.types, b.typesAt = answer.Types, b.o.Now()
-	return answer.Types, nil
-}
-
-// message is what Manila tells a user about something that has failed.
-type message struct {
-	Action  string `json:"action_id"`
-	Detail  string `json:"detail_id"`
-	Level   string `json:"message_level"`
-	Text    string `json:"user_message"`
-	Created stamp  `json:"created_at"`
-}
-
-// clockSkew is how far Manila's clocks may be from ours.
-const clockSkew = time.Minute
-
-// complaint returns the newest error message about an object that is of the actions
-// and not from before a time; empty when there is none, or it cannot be had: it only
-// explains.
-func (b *Backend) complaint(ctx context.Context, id string, since time.Time, actions ...string) message {
-	var answer struct{ Messages []message }
-	_ = b.get(ctx, "messages?limit=20&sort_key=created_at&sort_dir=desc&resource_id="+url.QueryEscape(id), &answer)
-	newest := message{}
-	for _, m := range answer.Messages {
-		if m.Level == "ERROR" && slices.Contains(actions, m.Action) && m.Created.After(since.Add(-clockSkew)) && !m.Created.Before(newest.Created.Time) {
-			newest = m
-		}
-	}
-	return newest
+	b.types, b.typesAt = types, b.o.Now()
+	return types, nil
 }
 
 func (b *Backend) url(path string) string { return b.client.ServiceURL(path) }
 
 func (b *Backend) get(ctx context.Context, path string, into any) error {
-	return b.at(ctx, http.MethodGet, b.url(path), nil, into, http.StatusOK)
+	return b.send(ctx, http.MethodGet, b.url(path), nil, into, http.StatusOK)
 }
 
 func (b *Backend) post(ctx context.Context, path string, body, into any) error {
-	return b.at(ctx, http.MethodPost, b.url(path), body, into, http.StatusOK, http.StatusCreated, http.StatusAccepted)
+	return b.send(ctx, http.MethodPost, b.url(path), body, into, http.StatusOK, http.StatusCreated, http.StatusAccepted)
 }
 
 func (b *Backend) put(ctx context.Context, path string, body any) error {
-	return b.at(ctx, http.MethodPut, b.url(path), body, nil, http.StatusOK, http.StatusAccepted)
+	return b.send(ctx, http.MethodPut, b.url(path), body, nil, http.StatusOK, http.StatusAccepted)
 }
 
 func (b *Backend) delete(ctx context.Context, path string) error {
-	return b.at(ctx, http.MethodDelete, b.url(path), nil, nil, http.StatusOK, http.StatusAccepted, http.StatusNoContent)
+	return b.send(ctx, http.MethodDelete, b.url(path), nil, nil, http.StatusOK, http.StatusAccepted, http.StatusNoContent)
 }
 
 // retries bounds how often a request is sent again that Manila has put off.
 const retries = 3
 
-// at sends one request. What was put off is sent again when Manila says, if the
+// send makes one request. What was put off is sent again when Manila says, if the
 // caller has so much time.
-func (b *Backend) at(ctx context.Context, method, url string, body, into any, ok ...int) error {
+func (b *Backend) send(ctx context.Context, method, url string, body, into any, ok ...int) error {
 	for try := 1; ; try++ {
 		// Decoded here, as JSON that does not fit is trouble of the cloud's too.
 		var raw json.RawMessage
@@ -366,8 +329,8 @@ func (b *Backend) at(ctx context.Context, method, url string, body, into any, ok
 			return nil
 		}
 		e := b.classify(ctx, method, url, err)
-		refused := (*apiError)(nil)
-		if !errors.As(e, &refused) || try > retries || !refused.putOff(method) {
+		refused := refusal(e)
+		if refused == nil || try > retries || !refused.putOff(method) {
 			return e
 		}
 		wait := max(refused.after, 200*time.Millisecond<<try)
@@ -437,6 +400,27 @@ func (e *apiError) Error() string {
 }
 
 func (e *apiError) Unwrap() error { return e.kind }
+
+// refusal returns what Manila has refused; nil if an error is something else.
+func refusal(err error) *apiError {
+	e, _ := errors.AsType[*apiError](err)
+	return e
+}
+
+// says compares a status, and looks for a text in the message. No refusal says
+// anything.
+func (e *apiError) says(status int, text string) bool {
+	return e != nil && e.status == status && strings.Contains(e.message, text)
+}
+
+// withoutKind is a refusal that the caller knows how to classify.
+func withoutKind(e *apiError) *apiError {
+	copied := *e
+	copied.kind = errRefused
+	return &copied
+}
+
+var errRefused = errors.New("refused")
 
 // putOff says whether the request has had no effect and may have one in a moment:
 // 429, 503 where nothing would have changed, and 401 while Keystone does not answer.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -77,42 +76,15 @@ func (b *Backend) make(ctx context.Context, req backend.CreateShareRequest) (*sh
 	if err != nil {
 		return nil, err
 	}
-	size := max(1, (req.MinSize+gib-1)/gib)
+	size := sizeOf(req)
 	if req.MaxSize > 0 && size*gib > req.MaxSize {
 		return nil, fmt.Errorf("%w: Manila makes shares of whole GiB, and none is between %d and %d bytes", backend.ErrInvalid, req.MinSize, req.MaxSize)
 	}
 	p := req.Parameters
 	ask := map[string]any{"name": label(req.Name), "size": size}
 	if req.FromSnapshot != "" {
-		source, parent, err := b.source(ctx, req.FromSnapshot)
-		if err != nil {
+		if err := b.likeSource(ctx, req, ask, keep); err != nil {
 			return nil, err
-		}
-		if source.Size > size {
-			return nil, fmt.Errorf("%w: %d bytes cannot hold the source of %d", backend.ErrInvalid, req.MinSize, source.Size*gib)
-		}
-		if p["autoTopology"] == "true" && len(req.Zones) > 0 && parent.Zone != "" && !slices.Contains(req.Zones, parent.Zone) {
-			return nil, fmt.Errorf("%w: a share is made from a snapshot where that is, in zone %s, and wanted in %s", backend.ErrExhausted, parent.Zone, strings.Join(req.Zones, " or "))
-		}
-		if p["protocol"] != "" && !strings.EqualFold(p["protocol"], parent.Protocol) {
-			return nil, fmt.Errorf("%w: parameter \"protocol\" is %q, but a share that is made from a snapshot speaks as its source, %s", backend.ErrInvalid, p["protocol"], parent.Protocol)
-		}
-		if p["type"] != "" {
-			t, err := b.shareType(ctx, p["type"])
-			if err != nil {
-				return nil, err
-			}
-			if t.Name != parent.TypeName { // which Manila refuses too
-				return nil, fmt.Errorf("%w: parameter \"type\" is %q, but a share that is made from a snapshot has the type of its source, %q", backend.ErrInvalid, p["type"], parent.TypeName)
-			}
-		}
-		// A clone that is asked for larger than its snapshot comes out with the
-		// snapshot's quota: it is extended afterwards (seen on CephFS, 2025.1).
-		ask["size"], ask["snapshot_id"], ask["share_proto"], ask["share_type"] = source.Size, source.ID, parent.Protocol, parent.TypeName
-		for _, name := range []string{"access", "snapshotDirectory", "cephfs-mounter"} {
-			if _, ok := keep[name]; !ok && parent.class(name) != "" {
-				keep[name] = parent.class(name)
-			}
 		}
 	} else {
 		t, err := b.shareType(ctx, p["type"])
@@ -124,25 +96,21 @@ func (b *Backend) make(ctx context.Context, req backend.CreateShareRequest) (*sh
 			ask["share_proto"] = protocolOf(t)
 		}
 	}
-	for parameter, field := range map[string]string{"shareNetworkID": "share_network_id", "groupID": "share_group_id"} {
+	for parameter, since := range map[string]int{"groupID": sinceGroups, "affinity": sinceHints, "antiAffinity": sinceHints} {
+		if p[parameter] != "" && b.minor < since {
+			return nil, fmt.Errorf("%w: parameter %q needs Manila's microversion 2.%d, and this one speaks 2.%d", backend.ErrUnsupported, parameter, since, b.minor)
+		}
+	}
+	if choosesZone(req) {
+		ask["availability_zone"] = req.Zones[0]
+	}
+	for parameter, field := range map[string]string{"availability": "availability_zone", "shareNetworkID": "share_network_id", "groupID": "share_group_id"} {
 		if p[parameter] != "" {
 			ask[field] = p[parameter]
 		}
 	}
-	if p["groupID"] != "" && b.minor < sinceGroups {
-		return nil, fmt.Errorf("%w: parameter \"groupID\" needs Manila's microversion 2.%d, and this one speaks 2.%d", backend.ErrUnsupported, sinceGroups, b.minor)
-	}
-	switch {
-	case p["availability"] != "":
-		ask["availability_zone"] = p["availability"]
-	case choosesZone(req):
-		ask["availability_zone"] = req.Zones[0]
-	}
 	hints := map[string]any{}
 	for parameter, hint := range map[string]string{"affinity": "same_host", "antiAffinity": "different_host"} {
-		if p[parameter] != "" && b.minor < sinceHints {
-			return nil, fmt.Errorf("%w: parameter %q needs Manila's microversion 2.%d, and this one speaks 2.%d", backend.ErrUnsupported, parameter, sinceHints, b.minor)
-		}
 		if p[parameter] != "" {
 			hints[hint] = p[parameter]
 		}
@@ -150,27 +118,73 @@ func (b *Backend) make(ctx context.Context, req backend.CreateShareRequest) (*sh
 	if len(hints) > 0 {
 		ask["scheduler_hints"] = hints
 	}
-	metadata, err := extraMetadata(p["appendShareMetadata"])
+	extra, err := extraMetadata(p["appendShareMetadata"])
 	if err != nil {
 		return nil, err
 	}
-	if metadata == nil {
-		metadata = map[string]string{}
-	}
-	maps.Copy(metadata, b.describe(req, size, keep))
+	metadata := b.describe(req, size, keep)
+	maps.Copy(metadata, extra) // no key is in both
 	ask["metadata"] = metadata
-	var answer struct{ Share *share }
+	var answer struct{ Share share }
 	err = b.post(ctx, "shares", map[string]any{"share": ask}, &answer)
-	refused := (*apiError)(nil)
-	switch {
-	case err == nil && answer.Share != nil && validID(answer.Share.ID):
-		return answer.Share, nil
+	if err = knownToBe(err, answer.Share.ID); err != nil {
+		return nil, err
+	}
+	return &answer.Share, nil
+}
+
+// knownToBe is the error of a request that makes something, whose answer has an id. It
+// is final only if there is nothing.
+func knownToBe(err error, id string) error {
+	switch refused := refusal(err); {
+	case err == nil && validID(id):
+		return nil
 	case err == nil:
 		err = errStrange
-	case errors.As(err, &refused) && refused.status < 500:
-		return nil, err // there is none
+	case refused != nil && refused.status < 500:
+		return err
 	}
-	return nil, fmt.Errorf("%w: it is not known whether Manila has made the share: %s", backend.ErrPending, err)
+	return fmt.Errorf("%w: it is not known whether Manila has made it: %s", backend.ErrPending, err)
+}
+
+// sizeOf is the least size that a request allows, in GiB.
+func sizeOf(req backend.CreateShareRequest) int64 { return max(1, (req.MinSize+gib-1)/gib) }
+
+// likeSource asks for what a share has from the snapshot that it is made from, and
+// keeps what the class does not say otherwise.
+func (b *Backend) likeSource(ctx context.Context, req backend.CreateShareRequest, ask map[string]any, keep map[string]string) error {
+	p := req.Parameters
+	source, parent, err := b.source(ctx, req.FromSnapshot)
+	if err != nil {
+		return err
+	}
+	if source.Size > sizeOf(req) {
+		return fmt.Errorf("%w: %d bytes cannot hold the source of %d", backend.ErrInvalid, req.MinSize, source.Size*gib)
+	}
+	if p["autoTopology"] == "true" && len(req.Zones) > 0 && parent.Zone != "" && !slices.Contains(req.Zones, parent.Zone) {
+		return fmt.Errorf("%w: a share is made from a snapshot where that is, in zone %s, and wanted in %s", backend.ErrExhausted, parent.Zone, strings.Join(req.Zones, " or "))
+	}
+	if p["protocol"] != "" && !strings.EqualFold(p["protocol"], parent.Protocol) {
+		return fmt.Errorf("%w: parameter \"protocol\" is %q, but a share that is made from a snapshot speaks as its source, %s", backend.ErrInvalid, p["protocol"], parent.Protocol)
+	}
+	if p["type"] != "" {
+		t, err := b.shareType(ctx, p["type"])
+		if err != nil {
+			return err
+		}
+		if t.Name != parent.TypeName { // which Manila refuses too
+			return fmt.Errorf("%w: parameter \"type\" is %q, but a share that is made from a snapshot has the type of its source, %q", backend.ErrInvalid, p["type"], parent.TypeName)
+		}
+	}
+	// A clone that is asked for larger than its snapshot comes out with the
+	// snapshot's quota: it is extended afterwards (seen on CephFS, 2025.1).
+	ask["size"], ask["snapshot_id"], ask["share_proto"], ask["share_type"] = source.Size, source.ID, parent.Protocol, parent.TypeName
+	for _, name := range []string{"access", "snapshotDirectory", "cephfs-mounter"} {
+		if _, ok := keep[name]; !ok && parent.class(name) != "" {
+			keep[name] = parent.class(name)
+		}
+	}
+	return nil
 }
 
 // protocolOf is what the shares of a type speak, if their class does not say: the
@@ -227,17 +241,15 @@ func (b *Backend) finish(ctx context.Context, req backend.CreateShareRequest, fo
 	case s == nil:
 		return nil, errAgain
 	case stateOf(s.Status) == failed:
-		return nil, b.undo(ctx, s)
+		reason := why("Manila could not make the share", b.complaint(ctx, s.ID, time.Time{}, creating...))
+		return nil, undone(reason, b.removeShare(ctx, s))
 	}
 	if s.Size < s.asked() {
 		clone := s
 		s, err = b.extend(ctx, s, s.asked())
 		for _, final := range []error{backend.ErrExhausted, backend.ErrUnsupported, backend.ErrInvalid} {
 			if errors.Is(err, final) { // it will not have the size, so it goes
-				if gone := b.removeShare(ctx, clone); gone != nil {
-					return nil, fmt.Errorf("%w: %s; and removing it: %s", backend.ErrPending, err, gone)
-				}
-				return nil, err
+				return nil, undone(err, b.removeShare(ctx, clone))
 			}
 		}
 		if err != nil {
@@ -258,7 +270,7 @@ func pendingOr(err error) error {
 
 // fits compares a share with a request for one of its name.
 func (b *Backend) fits(s *share, req backend.CreateShareRequest) error {
-	if s.Metadata[keySource] != req.FromSnapshot || s.Metadata[keyRole] != string(req.Role) || !maps.Equal(s.description(), orEmpty(req.Description)) {
+	if s.Metadata[keySource] != req.FromSnapshot || s.Metadata[keyRole] != string(req.Role) || !maps.Equal(s.description(), req.Description) {
 		return fmt.Errorf("%w: share %s was made for another purpose", backend.ErrConflict, s.ID)
 	}
 	size := s.asked() // a clone may not have it yet
@@ -271,21 +283,13 @@ func (b *Backend) fits(s *share, req backend.CreateShareRequest) error {
 	return nil
 }
 
-func orEmpty(m map[string]string) map[string]string {
-	if m == nil {
-		return map[string]string{}
+// undone is the error of what has failed, if left is why the rest of it may still be
+// there: it is final only when nothing is.
+func undone(err, left error) error {
+	if left == nil {
+		return err
 	}
-	return m
-}
-
-// undo removes a share that Manila could not make, and says why it could not. It
-// is final only when nothing is left.
-func (b *Backend) undo(ctx context.Context, s *share) error {
-	reason := why("Manila could not make the share", b.complaint(ctx, s.ID, time.Time{}, creating...))
-	if err := b.removeShare(ctx, s); err != nil {
-		return fmt.Errorf("%w: %s; and removing it: %s", backend.ErrPending, reason, err)
-	}
-	return reason
+	return fmt.Errorf("%w: %s; and removing it: %s", backend.ErrPending, err, left)
 }
 
 // Share implements backend.Backend.
@@ -328,10 +332,13 @@ func (b *Backend) ShareNamed(ctx context.Context, name string) (_ *backend.Share
 	if err != nil {
 		return nil, err
 	}
-	if len(found) == 0 || !found[0].ready() {
+	if len(found) == 0 {
 		return nil, backend.ErrNotFound
 	}
-	return b.public(found[0]), nil
+	if !found[0].ready() {
+		err = fmt.Errorf("%w: it was begun, and is not finished", backend.ErrPending)
+	}
+	return b.public(found[0]), err
 }
 
 // CommitShare implements backend.Backend.
@@ -376,14 +383,11 @@ func (b *Backend) extend(ctx context.Context, s *share, size int64) (*share, err
 		}
 		begun := b.o.Now()
 		err = b.post(ctx, "shares/"+id+"/action", map[string]any{"extend": map[string]any{"new_size": size}}, nil)
-		refused := (*apiError)(nil)
-		if errors.As(err, &refused) && (refused.status == http.StatusForbidden || refused.status == http.StatusRequestEntityTooLarge) {
+		switch refused := refusal(err); {
+		case refused.says(http.StatusForbidden, ""), refused.says(http.StatusRequestEntityTooLarge, ""):
 			return nil, fmt.Errorf("%w: %s", backend.ErrExhausted, refused) // over quota (seen as 403)
-		}
-		if errors.As(err, &refused) && refused.status == http.StatusBadRequest && strings.Contains(refused.message, "status") {
-			err = nil // another process was faster
-		}
-		if err != nil {
+		case refused.says(http.StatusBadRequest, "status"): // another process was faster
+		case err != nil:
 			return nil, err
 		}
 		if s, err = b.await(ctx, id, "extend", func(s *share) bool { return stateOf(s.Status) != passing }); err != nil {
@@ -399,218 +403,6 @@ func (b *Backend) extend(ctx context.Context, s *share, size int64) (*share, err
 	return s, nil
 }
 
-// DeleteShare implements backend.Backend. Manila keeps no snapshot without its
-// share, so one with snapshots is only marked, and goes with the last of them.
-func (b *Backend) DeleteShare(ctx context.Context, id string) (err error) {
-	defer wrap(&err, "delete share %q", id)
-	if !validID(id) {
-		return nil
-	}
-	s, err := b.getShare(ctx, id)
-	if errors.Is(err, backend.ErrNotFound) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if !b.mine(s) {
-		return nil // whatever it is, it is not ours
-	}
-	if !s.deferred() {
-		if err := dropTwinsOf(ctx, b, b.shareCalls(), s); err != nil {
-			return err
-		}
-		left, err := b.snapshotsOf(ctx, id)
-		if err != nil {
-			return err
-		}
-		if len(left) == 0 {
-			err := b.removeShare(ctx, s)
-			refused := (*apiError)(nil)
-			if !errors.As(err, &refused) || !strings.Contains(refused.message, "dependent snapshots") {
-				return err
-			}
-		}
-		// Its name is free for another one from now on, and nobody is let in who has
-		// not written yet that he is.
-		if err := b.setMetadata(ctx, "shares/"+id, map[string]string{keyDeleted: b.o.Now().UTC().Format(time.RFC3339), keyID: deletedID}); err != nil {
-			return err
-		}
-		if s, err = b.getShare(ctx, id); err != nil {
-			return err
-		}
-	}
-	for consumer, what := range s.holds() {
-		if what == holdsShare {
-			if err := b.Unexport(ctx, backend.Target{ShareID: id}, consumer); err != nil && !errors.Is(err, backend.ErrNotFound) {
-				return err
-			}
-		}
-	}
-	_, err = b.reap(ctx, s)
-	return err
-}
-
-func (b *Backend) snapshotsOf(ctx context.Context, share string) ([]*snapshot, error) {
-	return b.listSnapshots(ctx, url.Values{"share_id": {share}})
-}
-
-// reap removes a share that was deleted before, unless there are snapshots left.
-func (b *Backend) reap(ctx context.Context, s *share) (left []*snapshot, err error) {
-	if left, err = b.snapshotsOf(ctx, s.ID); err == nil && len(left) == 0 {
-		err = b.removeShare(ctx, s)
-	}
-	return left, err
-}
-
-// sweepTime is how long Sweep waits for one share.
-const sweepTime = time.Minute
-
-// Sweep implements backend.Sweeper: it removes the shares that were deleted before
-// and have lost their last snapshot by other hands than DeleteSnapshot's.
-func (b *Backend) Sweep(ctx context.Context) (waiting []string, err error) {
-	all, err := b.listShares(ctx, map[string]string{keyInstance: b.o.Instance, keyID: deletedID})
-	if err != nil {
-		return nil, fmt.Errorf("list the shares that wait for their deletion: %w", err)
-	}
-	for _, s := range all {
-		if !b.mine(s) || !s.deferred() || s.Status == "deleting" {
-			continue
-		}
-		part, cancel := context.WithTimeout(ctx, sweepTime)
-		left, rerr := b.reap(part, s)
-		cancel()
-		switch {
-		case errors.Is(rerr, backend.ErrNotFound):
-		case rerr != nil:
-			err = errors.Join(err, fmt.Errorf("delete share %s, which has waited for its snapshots: %w", s.ID, rerr))
-		case len(left) > 0:
-			var ours, others []string
-			for _, snap := range left {
-				if b.settle(snap); snap.Metadata[keyInstance] == b.o.Instance {
-					ours = append(ours, snap.ID)
-				} else {
-					others = append(others, snap.ID)
-				}
-			}
-			slices.Sort(ours)
-			slices.Sort(others)
-			waiting = append(waiting, fmt.Sprintf("share %s was deleted at %s, and goes with the last of its snapshots: Abaca's own %v, and %v that others have made",
-				s.ID, s.Metadata[keyDeleted], ours, others))
-		}
-	}
-	return waiting, err
-}
-
-// removeShare deletes a share, drops the keys of those who held it, and waits until
-// it is gone. Whoever calls again finds nothing that tells whose keys they were, so
-// they go first.
-func (b *Backend) removeShare(ctx context.Context, s *share) error {
-	id, path := s.ID, "shares/"+s.ID
-	if s.Group != "" { // Manila wants to be told that one knows
-		path += "?share_group_id=" + url.QueryEscape(s.Group)
-	}
-	status := s.Status
-	refused, err := b.discard(ctx, path, status, func() (string, error) {
-		now, err := b.await(ctx, id, "", func(s *share) bool { return settled(s.Status) })
-		if status = ""; now != nil {
-			status = now.Status
-		}
-		return status, err
-	})
-	switch {
-	case refused != nil && status == "error_deleting":
-		return why("Manila has failed to delete the share, and tries again only when an administrator has put it into the state error "+
-			"(openstack share set --status error "+id+")", b.complaint(ctx, id, time.Time{}, deleting...))
-	case refused != nil:
-		return fmt.Errorf("%w: Manila does not delete it%s: %w", backend.ErrInUse, b.lockedBy(ctx, id), withoutKind(refused))
-	case err != nil:
-		return err
-	}
-	for consumer := range s.holds() {
-		if s.Protocol != "CEPHFS" {
-			break
-		}
-		if err := b.dropKeys(ctx, consumer); err != nil {
-			return err
-		}
-	}
-	s, err = b.await(ctx, id, "delete", func(s *share) bool { return s.Status != "deleting" && stateOf(s.Status) == failed })
-	if err != nil || s == nil {
-		return err
-	}
-	return why("Manila could not delete the share, which is in the state "+s.Status, b.complaint(ctx, id, time.Time{}, deleting...))
-}
-
-// settled says whether nothing is being done to an object, but for its deletion.
-func settled(status string) bool { return stateOf(status) != passing || status == "deleting" }
-
-// refusals are how Manila refuses to delete what is in the wrong state: a share, one
-// with a lock or snapshots, a snapshot.
-var refusals = []int{http.StatusForbidden, http.StatusConflict, http.StatusBadRequest}
-
-// discard has Manila begin to delete what is at a path, unless its status says that
-// it has. After a refusal look waits until the object is settled, and returns its
-// status, empty when it is gone; a second refusal is returned.
-func (b *Backend) discard(ctx context.Context, path, status string, look func() (string, error)) (*apiError, error) {
-	for times := 0; status != "deleting" && status != ""; {
-		// One at a time: of two at once Manila takes both, and the one that its back end
-		// does second fails, which is then the share's state.
-		unlock, err := b.busy.lock(ctx, path)
-		if err != nil {
-			return nil, err
-		}
-		err = b.delete(ctx, path)
-		unlock()
-		refused := (*apiError)(nil)
-		switch {
-		case err == nil, errors.Is(err, backend.ErrNotFound):
-			return nil, nil
-		case !errors.As(err, &refused) || !slices.Contains(refusals, refused.status):
-			return nil, err
-		}
-		// Is something else being done to it, or has somebody else deleted it?
-		if status, err = look(); err != nil {
-			return nil, err
-		}
-		if times++; status != "deleting" && status != "" && times > 1 {
-			return refused, nil
-		}
-	}
-	return nil, nil
-}
-
-// withoutKind is a refusal that the caller knows how to classify.
-func withoutKind(e *apiError) *apiError {
-	copied := *e
-	copied.kind = errRefused
-	return &copied
-}
-
-var errRefused = errors.New("refused")
-
-// lockedBy names the resource locks that keep a share, if there are any.
-func (b *Backend) lockedBy(ctx context.Context, id string) string {
-	const sinceLocks = 81
-	if b.minor < sinceLocks {
-		return ""
-	}
-	var answer struct {
-		Locks []struct {
-			ID     string
-			Reason string `json:"lock_reason"`
-		} `json:"resource_locks"`
-	}
-	if b.get(ctx, "resource-locks?resource_id="+url.QueryEscape(id), &answer) != nil || len(answer.Locks) == 0 {
-		return ""
-	}
-	var names []string
-	for _, l := range answer.Locks {
-		names = append(names, fmt.Sprintf("%s (%s)", l.ID, oneLine(l.Reason)))
-	}
-	return ", as it is locked by " + strings.Join(names, ", ")
-}
-
 // ListShares implements backend.Backend.
 func (b *Backend) ListShares(ctx context.Context, after string, limit int) (_ []*backend.Share, more bool, err error) {
 	defer wrap(&err, "list shares")
@@ -619,31 +411,10 @@ func (b *Backend) ListShares(ctx context.Context, after string, limit int) (_ []
 		return nil, false, err
 	}
 	all = slices.DeleteFunc(all, func(s *share) bool { return !s.ready() || s.deferred() || s.Status == "deleting" })
-	page, more := cut(all, func(s *share) string { return s.ID }, after, limit)
+	page, more := pageOf(all, func(s *share) string { return s.ID }, after, limit)
 	out := make([]*backend.Share, len(page))
 	for i, s := range page {
 		out[i] = b.public(s)
 	}
 	return out, more, nil
-}
-
-// cut returns the page behind after of objects in the order of their keys.
-func cut[T any](all []T, key func(T) string, after string, limit int) (page []T, more bool) {
-	slices.SortFunc(all, func(x, y T) int { return strings.Compare(key(x), key(y)) })
-	from := 0
-	for from < len(all) && after != "" && key(all[from]) <= after {
-		from++
-	}
-	all = all[from:]
-	if limit > 0 && len(all) > limit {
-		return all[:limit], true
-	}
-	return all, false
-}
-
-// wrap says what was being done.
-func wrap(err *error, format string, args ...any) {
-	if *err != nil {
-		*err = fmt.Errorf(format+": %w", append(args, *err)...)
-	}
 }

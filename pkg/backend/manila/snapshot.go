@@ -67,10 +67,7 @@ func (b *Backend) finishSnapshot(ctx context.Context, req backend.CreateSnapshot
 		return nil, errAgain
 	case stateOf(s.Status) == failed:
 		reason := why("Manila could not cut the snapshot", b.complaint(ctx, s.ID, time.Time{}, creating...))
-		if err := b.removeSnapshot(ctx, s); err != nil {
-			return nil, fmt.Errorf("%w: %s; and removing it: %s", backend.ErrPending, reason, err)
-		}
-		return nil, reason
+		return nil, undone(reason, b.removeSnapshot(ctx, s))
 	}
 	return s, settleTwins(ctx, b, b.snapshotCalls(), s, kind != "")
 }
@@ -93,49 +90,17 @@ func (b *Backend) cut(ctx context.Context, req backend.CreateSnapshotRequest) (*
 	if b.minor < sinceSnapMetadata {
 		ask = map[string]any{"share_id": req.ShareID, "name": oldSnapshotName(b.id(req.Name)), "description": oldDescription(m)}
 	}
-	var answer struct{ Snapshot *snapshot }
+	var answer struct{ Snapshot snapshot }
 	err = b.post(ctx, "snapshots", map[string]any{"snapshot": ask}, &answer)
-	refused := (*apiError)(nil)
-	switch {
-	case err == nil && answer.Snapshot != nil && validID(answer.Snapshot.ID):
-		// Who has cut it knows what it is for.
-		answer.Snapshot.ShareID, answer.Snapshot.Metadata = req.ShareID, m
-		return answer.Snapshot, nil
-	case err == nil:
-		err = errStrange
-	case errors.As(err, &refused) && refused.status == http.StatusForbidden:
+	if refused := refusal(err); refused.says(http.StatusForbidden, "") {
 		return nil, fmt.Errorf("%w: %w", backend.ErrUnavailable, withoutKind(refused)) // its status has changed meanwhile
-	case errors.As(err, &refused) && refused.status < 500:
+	}
+	made := &answer.Snapshot
+	if err := knownToBe(err, made.ID); err != nil {
 		return nil, err
 	}
-	return nil, fmt.Errorf("%w: it is not known whether Manila has cut the snapshot: %s", backend.ErrPending, err)
-}
-
-// awaitSnapshot is await for a snapshot.
-func (b *Backend) awaitSnapshot(ctx context.Context, id, kind string, done func(*snapshot) bool) (*snapshot, error) {
-	p := pause{b: b, kind: kind}
-	if kind != "" {
-		if err := p.sleep(ctx); err != nil {
-			return nil, fmt.Errorf("snapshot %s: %w", id, err)
-		}
-	}
-	for {
-		s, err := b.getSnapshot(ctx, id)
-		switch {
-		case errors.Is(err, backend.ErrNotFound):
-			p.ended()
-			return nil, nil
-		case errors.Is(err, backend.ErrUnavailable) && p.patient():
-		case err != nil:
-			return nil, err
-		case done(b.settle(s)):
-			p.ended()
-			return s, nil
-		}
-		if err := p.sleep(ctx); err != nil {
-			return nil, fmt.Errorf("snapshot %s: %w", id, err)
-		}
-	}
+	made.ShareID, made.Metadata = req.ShareID, m // who has cut it knows what it is for
+	return made, nil
 }
 
 // findSnapshot returns a snapshot that is ours and is there to stay.
@@ -147,7 +112,7 @@ func (b *Backend) findSnapshot(ctx context.Context, id string) (*snapshot, error
 	if err != nil {
 		return nil, err
 	}
-	if b.settle(s); s.Metadata[keyInstance] != b.o.Instance || s.Status == "deleting" {
+	if s.Metadata[keyInstance] != b.o.Instance || s.Status == "deleting" {
 		return nil, backend.ErrNotFound
 	}
 	return s, nil
@@ -198,7 +163,7 @@ func (b *Backend) DeleteSnapshot(ctx context.Context, id string) (err error) {
 	if err != nil {
 		return err
 	}
-	if b.settle(s); s.Metadata[keyInstance] != b.o.Instance {
+	if s.Metadata[keyInstance] != b.o.Instance {
 		return nil
 	}
 	if err := dropTwinsOf(ctx, b, b.snapshotCalls(), s); err != nil {
@@ -385,10 +350,9 @@ func (b *Backend) ListSnapshots(ctx context.Context, after string, limit int) (_
 		return nil, false, err
 	}
 	all = slices.DeleteFunc(all, func(s *snapshot) bool {
-		b.settle(s)
 		return s.Metadata[keyInstance] != b.o.Instance || s.Status == "deleting" || stateOf(s.Status) == passing
 	})
-	page, more := cut(all, func(s *snapshot) string { return s.ID }, after, limit)
+	page, more := pageOf(all, func(s *snapshot) string { return s.ID }, after, limit)
 	out := make([]*backend.Snapshot, len(page))
 	for i, s := range page {
 		out[i] = publicSnapshot(s)

@@ -93,6 +93,12 @@ func TestCutAtEveryRequest(t *testing.T) {
 		{"unexport copy", "nfs", func(ctx context.Context, b *Backend, g ground) error {
 			return b.Unexport(ctx, backend.Target{SnapshotID: g.snapshot.ID}, "held-snapshot")
 		}},
+		{"delete share", "", func(ctx context.Context, b *Backend, g ground) error {
+			if err := errors.Join(b.Unexport(ctx, backend.Target{SnapshotID: g.snapshot.ID}, "held-snapshot"), b.DeleteSnapshot(ctx, g.snapshot.ID)); err != nil {
+				return err
+			}
+			return b.DeleteShare(ctx, g.share.ID)
+		}},
 		{"delete share with snapshots", "", func(ctx context.Context, b *Backend, g ground) error { return b.DeleteShare(ctx, g.share.ID) }},
 		{"delete snapshot, then the share that waits for it", "", func(ctx context.Context, b *Backend, g ground) error {
 			if err := b.Unexport(ctx, backend.Target{SnapshotID: g.snapshot.ID}, "held-snapshot"); err != nil {
@@ -227,8 +233,8 @@ func TestFailedShares(t *testing.T) {
 		b := c.open()
 		go func() {
 			share := func(do func(*fakemanila.Share)) (id string) {
-				c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-					for i, s := range shares {
+				c.Alter(func(objects fakemanila.Objects) {
+					for i, s := range objects.Shares {
 						id = i
 						do(s)
 					}
@@ -311,8 +317,8 @@ func TestRefusals(t *testing.T) {
 	if _, err := b.Grant(t.Context(), "one", nodeOf("bare"), false); !errors.Is(err, backend.ErrInvalid) || !strings.Contains(err.Error(), `"access"`) {
 		t.Errorf("let in a node that has no address: %v", err)
 	}
-	c.Alter(func(_ map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, rules map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-		for _, r := range rules {
+	c.Alter(func(objects fakemanila.Objects) {
+		for _, r := range objects.Rules {
 			t.Errorf("a rule that nobody asked for: %+v", r)
 		}
 	})
@@ -328,8 +334,8 @@ func TestClone(t *testing.T) {
 	req := request("clone")
 	req.FromSnapshot, req.MinSize = snap.ID, 4*gib
 	clone := ok[*backend.Share](t)(b.CreateShare(t.Context(), req))
-	c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-		if s := shares[clone.ID]; clone.Size != 4*gib || s.Size != 4 || s.Quota != 4 {
+	c.Alter(func(objects fakemanila.Objects) {
+		if s := objects.Shares[clone.ID]; clone.Size != 4*gib || s.Size != 4 || s.Quota != 4 {
 			t.Errorf("the clone has %d bytes, Manila says %d GiB, and the storage %d", clone.Size, s.Size, s.Quota)
 		}
 	})
@@ -371,8 +377,8 @@ func TestSnapshotDirectory(t *testing.T) {
 			snap := ok[*backend.Snapshot](t)(b.CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: "a[*]/b", ShareID: share.ID, Role: backend.RoleUser}))
 			x, err := b.Export(t.Context(), backend.Target{SnapshotID: snap.ID}, "one")
 			want := ""
-			c.Alter(func(_ map[string]*fakemanila.Share, snapshots map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-				want = name(snapshots[snap.ID])
+			c.Alter(func(objects fakemanila.Objects) {
+				want = name(objects.Snapshots[snap.ID])
 			})
 			if shown || strings.Contains(pattern, placeID) {
 				if err != nil || x.Path != want {
@@ -398,8 +404,8 @@ func TestTwoDeletions(t *testing.T) {
 	share := ok[*backend.Share](t)(one.CreateShare(t.Context(), request("data")))
 	snap := ok[*backend.Snapshot](t)(one.CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: "cut", ShareID: share.ID, Role: backend.RoleUser}))
 	marked := func() (found bool) {
-		c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-			for key := range shares[share.ID].Metadata {
+		c.Alter(func(objects fakemanila.Objects) {
+			for key := range objects.Shares[share.ID].Metadata {
 				found = found || strings.HasPrefix(key, prefixDeleting)
 			}
 		})
@@ -568,8 +574,8 @@ func TestOldMessages(t *testing.T) {
 	stuck.Store(true)
 	go func() {
 		for done := false; !done && t.Context().Err() == nil; time.Sleep(time.Millisecond) {
-			c.Alter(func(_ map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, rules map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-				for _, r := range rules {
+			c.Alter(func(objects fakemanila.Objects) {
+				for _, r := range objects.Rules {
 					r.State, done = "error", true
 				}
 			})
@@ -588,8 +594,8 @@ func TestBehindOurBack(t *testing.T) {
 	b := c.open()
 	share := ok[*backend.Share](t)(b.CreateShare(t.Context(), request("data")))
 	set := func(change func(*fakemanila.Share)) {
-		c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-			change(shares[share.ID])
+		c.Alter(func(objects fakemanila.Objects) {
+			change(objects.Shares[share.ID])
 		})
 	}
 	for _, status := range []string{"migrating", "ensuring", "backup_creating", "something_new"} {
@@ -621,8 +627,8 @@ func TestBehindOurBack(t *testing.T) {
 		t.Errorf("and again: %v", err)
 	}
 	gone := ok[*backend.Share](t)(b.CreateShare(t.Context(), request("gone")))
-	c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-		delete(shares, gone.ID)
+	c.Alter(func(objects fakemanila.Objects) {
+		delete(objects.Shares, gone.ID)
 	})
 	if err := b.DeleteShare(t.Context(), gone.ID); err != nil {
 		t.Error(err)
@@ -693,8 +699,8 @@ func TestRules(t *testing.T) {
 		t.Errorf("export of the snapshot: %+v", ro)
 	}
 	levels := map[string]string{}
-	c.Alter(func(_ map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, rules map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-		for _, r := range rules {
+	c.Alter(func(objects fakemanila.Objects) {
+		for _, r := range objects.Rules {
 			levels[r.To] = r.Level
 		}
 	})
@@ -706,8 +712,8 @@ func TestRules(t *testing.T) {
 	failing := b.user("failing")
 	go func() {
 		for done := false; !done && t.Context().Err() == nil; time.Sleep(time.Millisecond) {
-			c.Alter(func(_ map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, rules map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-				for _, r := range rules {
+			c.Alter(func(objects fakemanila.Objects) {
+				for _, r := range objects.Rules {
 					if r.To == failing {
 						r.State, done = "error", true
 					}
@@ -820,8 +826,8 @@ func TestParameters(t *testing.T) {
 	if share.Zone != "az-two" || !slices.Contains(x.Options, "mounter=fuse") {
 		t.Errorf("%+v, %+v", share, x)
 	}
-	c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-		if s := shares[share.ID]; s.Metadata["team"] != "storage" || s.Zone != "az-two" {
+	c.Alter(func(objects fakemanila.Objects) {
+		if s := objects.Shares[share.ID]; s.Metadata["team"] != "storage" || s.Zone != "az-two" {
 			t.Errorf("%+v", s)
 		}
 	})
@@ -835,8 +841,8 @@ func TestParameters(t *testing.T) {
 	grouped := request("grouped")
 	grouped.Parameters = map[string]string{"groupID": "a-group"}
 	member := ok[*backend.Share](t)(b.CreateShare(t.Context(), grouped))
-	c.Alter(func(shares map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-		if s := shares[member.ID]; s.Group != "a-group" {
+	c.Alter(func(objects fakemanila.Objects) {
+		if s := objects.Shares[member.ID]; s.Group != "a-group" {
 			t.Errorf("%+v", s)
 		}
 	})

@@ -78,13 +78,13 @@ func TestTwinOfTheDead(t *testing.T) {
 	snapshot := ok[*backend.Snapshot](t)(b.CreateSnapshot(t.Context(), cut))
 	// twins are there of both, and they were made so long ago.
 	twins := func(ago time.Duration) {
-		c.Alter(func(shares map[string]*fakemanila.Share, snapshots map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-			s, sn := *shares[share.ID], *snapshots[snapshot.ID]
+		c.Alter(func(objects fakemanila.Objects) {
+			s, sn := *objects.Shares[share.ID], *objects.Snapshots[snapshot.ID]
 			s.ID, s.Metadata, sn.ID, sn.Metadata = "twin", maps.Clone(s.Metadata), "twin", maps.Clone(sn.Metadata)
 			delete(s.Metadata, keyReady)
 			delete(sn.Metadata, keyReady)
-			shares["twin"], snapshots["twin"] = &s, &sn
-			shares[share.ID].Created, snapshots[snapshot.ID].Created = time.Now().Add(-ago), time.Now().Add(-ago)
+			objects.Shares["twin"], objects.Snapshots["twin"] = &s, &sn
+			objects.Shares[share.ID].Created, objects.Snapshots[snapshot.ID].Created = time.Now().Add(-ago), time.Now().Add(-ago)
 		})
 	}
 	again := func(want string) {
@@ -120,8 +120,8 @@ func TestFailedLater(t *testing.T) {
 	share := ok[*backend.Share](t)(b.CreateShare(t.Context(), request("data")))
 	cut := backend.CreateSnapshotRequest{Name: "cut", ShareID: share.ID, Role: backend.RoleUser}
 	snapshot := ok[*backend.Snapshot](t)(b.CreateSnapshot(t.Context(), cut))
-	c.Alter(func(_ map[string]*fakemanila.Share, snapshots map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, _ []*fakemanila.Type) {
-		snapshots[snapshot.ID].Status = "error"
+	c.Alter(func(objects fakemanila.Objects) {
+		objects.Snapshots[snapshot.ID].Status = "error"
 	})
 	if _, err := b.CreateSnapshot(t.Context(), cut); !errors.Is(err, backend.ErrUnavailable) || !strings.Contains(err.Error(), "administrator") {
 		t.Errorf("again: %v", err)

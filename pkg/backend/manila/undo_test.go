@@ -14,8 +14,8 @@ import (
 // onlyCopies makes the type "mountable" one whose snapshots are neither mountable
 // nor in a directory.
 func (c *cloud) onlyCopies() {
-	c.Alter(func(_ map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, types []*fakemanila.Type) {
-		for _, typ := range types {
+	c.Alter(func(objects fakemanila.Objects) {
+		for _, typ := range objects.Types {
 			delete(typ.Specs, "mount_snapshot_support")
 		}
 	})

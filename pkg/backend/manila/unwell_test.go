@@ -82,8 +82,8 @@ func TestTypeChanged(t *testing.T) {
 	c := newCloud(t, fakemanila.Options{})
 	b := c.open()
 	old := ok[*backend.Share](t)(b.CreateShare(t.Context(), request("old")))
-	c.Alter(func(_ map[string]*fakemanila.Share, _ map[string]*fakemanila.Snapshot, _ map[string]*fakemanila.Rule, types []*fakemanila.Type) {
-		for _, typ := range types {
+	c.Alter(func(objects fakemanila.Objects) {
+		for _, typ := range objects.Types {
 			clear(typ.Specs)
 		}
 	})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
@@ -13,8 +14,7 @@ import (
 // poller spreads the looks at what Manila is doing. One that waits for one object
 // asks for that; several share one listing.
 type poller struct {
-	mu      sync.Mutex
-	waiting int
+	waiting atomic.Int32
 	// The last listing; whoever has the lock "listing" may read and write it.
 	listed time.Time
 	shares map[string]*share
@@ -24,53 +24,50 @@ type poller struct {
 // when it is gone. ErrPending when the context ends before. Where the kind of
 // work is named, it has just begun.
 func (b *Backend) await(ctx context.Context, id, kind string, done func(*share) bool) (*share, error) {
-	b.polls.mu.Lock()
-	b.polls.waiting++
-	b.polls.mu.Unlock()
-	defer func() {
-		b.polls.mu.Lock()
-		b.polls.waiting--
-		b.polls.mu.Unlock()
-	}()
+	b.polls.waiting.Add(1)
+	defer b.polls.waiting.Add(-1)
+	return watch(ctx, b, "share "+id, kind, func(age time.Duration) (*share, error) { return b.glance(ctx, id, age) }, done)
+}
+
+// awaitSnapshot is await for a snapshot.
+func (b *Backend) awaitSnapshot(ctx context.Context, id, kind string, done func(*snapshot) bool) (*snapshot, error) {
+	return watch(ctx, b, "snapshot "+id, kind, func(time.Duration) (*snapshot, error) { return b.getSnapshot(ctx, id) }, done)
+}
+
+// watch is await for what look returns as it was at most so long ago.
+func watch[T any](ctx context.Context, b *Backend, what, kind string, look func(age time.Duration) (*T, error), done func(*T) bool) (*T, error) {
 	p := pause{b: b, kind: kind}
+	var err error
 	if kind != "" {
-		if err := p.sleep(ctx); err != nil {
-			return nil, fmt.Errorf("share %s: %w", id, err)
-		}
+		err = p.sleep(ctx)
 	}
-	for {
-		s, err := b.glance(ctx, id, p.next())
+	for ; err == nil; err = p.sleep(ctx) {
+		o, err := look(p.next())
 		switch {
+		case errors.Is(err, backend.ErrNotFound):
+			p.ended()
+			return nil, nil
 		case errors.Is(err, backend.ErrUnavailable) && p.patient(): // it may be back in a moment
 		case err != nil:
 			return nil, err
-		case s == nil || done(s):
+		case done(o):
 			p.ended()
-			return s, nil
-		}
-		if err := p.sleep(ctx); err != nil {
-			return s, fmt.Errorf("share %s: %w", id, err)
+			return o, nil
 		}
 	}
+	return nil, fmt.Errorf("%s: %w", what, err)
 }
 
-// glance returns one share, nil when it is not there. While several are waited
-// for, one listing of at most the given age answers for all, but that a share is
-// gone is what Manila says of that share alone.
+// glance returns one share. While several are waited for, one listing of at most the
+// given age answers for all, but that a share is gone is what Manila says of that
+// share alone.
 func (b *Backend) glance(ctx context.Context, id string, age time.Duration) (*share, error) {
-	b.polls.mu.Lock()
-	alone := b.polls.waiting < 3
-	b.polls.mu.Unlock()
-	if !alone {
+	if b.polls.waiting.Load() >= 3 {
 		if s, err := b.listed(ctx, id, age); s != nil || err != nil {
 			return s, err
 		}
 	}
-	s, err := b.getShare(ctx, id)
-	if errors.Is(err, backend.ErrNotFound) {
-		return nil, nil
-	}
-	return s, err
+	return b.getShare(ctx, id)
 }
 
 // listed returns a share of a listing of at most the given age, or nil.

@@ -1,0 +1,254 @@
+package manila
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/abaca-csi/abaca/pkg/backend"
+)
+
+// side is where rules are: a share or a snapshot.
+type side struct {
+	id       string
+	kind     string // of clients, as Manila calls it
+	snapshot bool
+}
+
+func (at side) path() string {
+	if at.snapshot {
+		return "snapshots/" + url.PathEscape(at.id)
+	}
+	return "shares/" + url.PathEscape(at.id)
+}
+
+// side is where the rules are that a consumer needs. ErrNotFound when a copy has
+// gone.
+func (b *Backend) side(ctx context.Context, s *share, consumer string) (side, error) {
+	snapshot, at := s.target(consumer).SnapshotID, side{id: s.ID, kind: "ip"}
+	if s.Protocol == "CEPHFS" {
+		at.kind = "cephx"
+	}
+	switch {
+	case snapshot != "" && s.wayOf() == wayAPI:
+		return side{id: snapshot, kind: "ip", snapshot: true}, nil
+	case snapshot != "" && s.wayOf() == wayCopy:
+		found, err := b.named(ctx, copyName(consumer))
+		if err != nil {
+			return side{}, err
+		}
+		if len(found) == 0 {
+			return side{}, fmt.Errorf("the copy of the snapshot: %w", backend.ErrNotFound)
+		}
+		at.id = found[0].ID
+	}
+	return at, nil
+}
+
+// takeAway denies a client's rules, unless somebody needs them. Who needs one that
+// is not there gets it: it was lost where a rule was to be raised.
+func (b *Backend) takeAway(ctx context.Context, at side, to string, rules []rule, needed []access, begun time.Time) error {
+	rules = slices.DeleteFunc(slices.Clone(rules), func(r rule) bool { return r.To != to || r.Type != at.kind })
+	if i := slices.IndexFunc(needed, func(n access) bool { return n.to == to }); i >= 0 {
+		if slices.ContainsFunc(rules, func(r rule) bool { return r.State != "error" }) {
+			return nil
+		}
+		err := b.serve(ctx, at, needed, needed[i:i+1], true)
+		if refused := (*refusedRule)(nil); errors.As(err, &refused) {
+			return nil // whoever needs it was told, or will be
+		}
+		return err
+	}
+	for _, r := range rules {
+		if !b.madeByUs(at, r) {
+			continue
+		}
+		if b.o.Now().Sub(begun) > leavingTime {
+			return fmt.Errorf("%w: Manila is too slow to be sure that nobody else needs the access rule for %s", backend.ErrPending, to)
+		}
+		if err := b.deny(ctx, at, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// madeByUs keeps rules that others have made for a client of ours. Those of
+// snapshots have no metadata that would tell, and are taken for ours.
+func (b *Backend) madeByUs(at side, r rule) bool {
+	return at.snapshot || at.kind == "cephx" || r.Metadata[keyInstance] == b.o.Instance
+}
+
+// refusedRule is why Manila could not let a client in at a level. The rule is gone,
+// if it was ours.
+type refusedRule struct{ error }
+
+func (r *refusedRule) Unwrap() error { return r.error }
+
+// errGone: a rule that was asked for is not there.
+var errGone = fmt.Errorf("%w: the access rule has gone again", backend.ErrUnavailable)
+
+// serve has the rules for the clients that are wanted in effect, each at the
+// highest level that is needed. Where that cannot be, who only reads is let in to
+// read all the same: the rule that he had may have been lost in raising it.
+func (b *Backend) serve(ctx context.Context, at side, needed, wanted []access, fresh bool) error {
+	for _, w := range wanted {
+		rw, ro := access{w.to, "rw"}, access{w.to, "ro"}
+		highest := ro
+		if w == rw || slices.Contains(needed, rw) {
+			highest = rw
+		}
+		err := b.allow(ctx, at, highest, fresh)
+		if refused := (*refusedRule)(nil); highest == rw && errors.As(err, &refused) && slices.Contains(needed, ro) {
+			back := b.allow(ctx, at, ro, true)
+			if w == ro {
+				err = back
+			} else if back != nil {
+				err = fmt.Errorf("%w; and to read: %s", err, back)
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// allow makes a rule, or finds it, and waits until it is in effect, and until the
+// key that goes with it is in the store. fresh says that there is probably none
+// yet. A rule of ours that Manila could not apply goes, as it may block others, and
+// its reason is told.
+func (b *Backend) allow(ctx context.Context, at side, a access, fresh bool) error {
+	kind, to := at.kind, a.to
+	asked, begun := false, b.o.Now()
+	for p := (pause{b: b, kind: "rule"}); ; {
+		var rules []rule
+		if asked || !fresh {
+			var err error
+			if rules, err = b.rulesOn(ctx, at); err != nil {
+				return err
+			}
+		}
+		r := rule{} // none
+		if i := slices.IndexFunc(rules, func(r rule) bool { return r.Type == kind && r.To == to }); i >= 0 {
+			r = rules[i]
+		}
+		low := r.State == "active" && r.Level == "ro" && a.level == "rw"
+		switch {
+		case r.ID == "" && !asked:
+			var err error
+			if asked, err = b.askFor(ctx, at, a); err != nil {
+				return err
+			}
+			fresh = false // one that is there already may be on its way out
+		case r.ID == "":
+			return fmt.Errorf("%w: %s", errGone, to)
+		case r.State == "error":
+			since := begun
+			if !asked {
+				since = time.Time{} // it may have failed long ago
+			}
+			told := b.complaint(ctx, at.id, since, ruling...)
+			if !b.madeByUs(at, r) {
+				return &refusedRule{why("Manila could not let "+to+" in by a rule that is not ours", told)}
+			}
+			reason := &refusedRule{why("Manila could not let "+to+" in", told)}
+			if err := b.deny(ctx, at, r); err != nil {
+				return fmt.Errorf("%w; and the rule does not go: %s", reason.error, err)
+			}
+			if !asked { // what has failed was another's attempt
+				continue
+			}
+			if strings.TrimSpace(told.Detail) != noSuchLevel || a.level != "ro" {
+				return reason
+			}
+			a.level, asked, fresh = "rw", false, true // the node mounts it read-only all the same
+			continue
+		case low && !b.madeByUs(at, r):
+			return &refusedRule{fmt.Errorf("%w: %s is let in to read only, by a rule that is not ours", backend.ErrConflict, to)}
+		case low && b.minor >= sinceLevels:
+			raise := map[string]any{"update_access": map[string]any{"access_level": a.level}}
+			if err := b.put(ctx, "share-access-rules/"+url.PathEscape(r.ID), raise); err != nil {
+				return err
+			}
+			asked = true
+		case low:
+			if err := b.deny(ctx, at, r); err != nil {
+				return err
+			}
+			asked, fresh = false, true
+			continue
+		case r.State == "active" && (kind != "cephx" || r.Key != ""):
+			p.ended()
+			if kind != "cephx" {
+				return nil
+			}
+			return b.o.Keys.Put(ctx, to, r.Key)
+		}
+		if err := p.sleep(ctx); err != nil {
+			return fmt.Errorf("the access rule for %s is not in effect yet: %w", to, err)
+		}
+	}
+}
+
+// noSuchLevel is the detail of a back end that knows no rules that only read.
+const noSuchLevel = "021"
+
+// askFor asks for a rule, and says whether there was none yet.
+func (b *Backend) askFor(ctx context.Context, at side, a access) (made bool, err error) {
+	req := map[string]any{"access_type": at.kind, "access_to": a.to}
+	if !at.snapshot {
+		req["access_level"], req["metadata"] = a.level, map[string]string{keyInstance: b.o.Instance}
+	}
+	err = b.actOn(ctx, at, "allow_access", req)
+	if refusal(err).says(http.StatusBadRequest, "exists") {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// actOn asks for a change of rules. ErrUnavailable while something is done to what
+// they are of.
+func (b *Backend) actOn(ctx context.Context, at side, action string, req map[string]any) error {
+	err := b.post(ctx, at.path()+"/action", map[string]any{action: req}, nil)
+	if refused := refusal(err); refused.says(http.StatusBadRequest, "state") {
+		return fmt.Errorf("%w: %w", backend.ErrUnavailable, withoutKind(refused))
+	}
+	return err
+}
+
+// deny takes a rule away and waits until it is gone.
+func (b *Backend) deny(ctx context.Context, at side, r rule) error {
+	for p := (pause{b: b, kind: "deny"}); ; {
+		if r.State != "queued_to_deny" && r.State != "denying" {
+			err := b.actOn(ctx, at, "deny_access", map[string]any{"access_id": r.ID})
+			if errors.Is(err, backend.ErrNotFound) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+		}
+		if err := p.sleep(ctx); err != nil {
+			return fmt.Errorf("the access rule for %s is not gone yet: %w", r.To, err)
+		}
+		rules, err := b.rulesOn(ctx, at)
+		if errors.Is(err, backend.ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		i := slices.IndexFunc(rules, func(other rule) bool { return other.ID == r.ID })
+		if i < 0 {
+			p.ended()
+			return nil
+		}
+		r = rules[i]
+	}
+}
