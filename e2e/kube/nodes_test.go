@@ -4,9 +4,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/abaca-csi/abaca/test/servers"
 )
 
 const worker = node + "-worker" // the second node
@@ -22,6 +26,7 @@ func TestNodes(t *testing.T) {
 	c.kubectl("uncordon " + worker)
 	t.Cleanup(func() { _, _ = c.try("", "kubectl", "uncordon", node, worker) })
 	t.Run("embedded", func(t *testing.T) { (&cluster{t, c.dir}).embeddedNodes() })
+	t.Run("manila", func(t *testing.T) { (&cluster{t, c.dir}).manilaNodes() })
 }
 
 // podOn is a pod that mounts a claim, on a node, or only rather there than elsewhere.
@@ -118,4 +123,190 @@ func (c *cluster) embeddedNodes() {
 		c.Errorf("the other node has got %v, %v", left, err)
 	}
 	c.run("helm", "uninstall", "abaca", "--namespace", namespace, "--wait")
+}
+
+func (c *cluster) manilaNodes() {
+	disk := c.TempDir()
+	server := network.S3(c, root+"/bin", disk)
+	c.repository("s3", server)
+	other := servers.Place{Network: "/run/netns/" + worker}
+	holds := c.manila(map[string]any{
+		"controller":   map[string]any{"hostNetwork": true, "replicas": 2},
+		"repositories": []any{map[string]any{"name": "s3", "secretName": "s3"}},
+		"movers":       map[string]any{"resources": map[string]any{"requests": map[string]any{"memory": "192Mi"}, "limits": map[string]any{"cpu": "100m"}}},
+	}, network, other)
+	apart := func() {
+		c.Helper()
+		c.rolledOut()
+		for _, pods := range []string{controllers, " -l app.kubernetes.io/component=node -n " + namespace} {
+			if got := strings.Fields(c.nodesOf(pods)); len(got) != 2 || got[0] == got[1] {
+				c.Errorf("pods of %s are on %v", pods, got)
+			}
+		}
+	}
+	apart()
+
+	// Pods on both nodes write to one share, and see what the other does.
+	all := []string{"one", "two"}
+	on := map[string]string{"one": node, "two": worker}
+	run := func(claim, prefix string) {
+		c.Helper()
+		for _, pod := range all {
+			c.apply2(podOn(prefix+pod, claim, on[pod], "must"))
+		}
+		for _, pod := range all {
+			c.await("Running", "get pod "+prefix+pod+" -o jsonpath={.status.phase}")
+		}
+	}
+	c.apply2(claimFrom("data", ""))
+	run("data", "")
+	const sums = "cd /data && find . -type f -exec sha256sum {} + | sort -k 2"
+	fill := func(pods ...string) string {
+		c.Helper()
+		for _, pod := range pods {
+			c.exec(pod, "mkdir -p /data/"+pod+" && for i in 1 2 3; do dd if=/dev/urandom of=/data/"+pod+"/$i bs=1M count=4 2>/dev/null; done; sync")
+		}
+		return c.exec("one", sums)
+	}
+	written := fill(all...)
+	if got := c.exec("two", sums); got != written || strings.Count(got, "\n") != 5 {
+		c.Errorf("one pod sees\n%s\nand the other\n%s", written, got)
+	}
+	holds("1 shares, 0 snapshots, 1 rules")
+
+	// Both read one snapshot, without a copy, and neither can write to it.
+	c.snapshot("now", "abaca-snapshot")
+	c.await("true", "get volumesnapshot now"+ready)
+	c.apply2(strings.Replace(from("inside", "ReadOnlyMany", "VolumeSnapshot", "now"), "2Gi", "1Gi", 1))
+	fill(all...)
+	run("inside", "in-")
+	for _, pod := range all {
+		if got := c.exec("in-"+pod, sums); got != written {
+			c.Errorf("pod %s sees of the snapshot\n%s\nwant\n%s", pod, got, written)
+		}
+		if got := c.exec("in-"+pod, "touch /data/x 2>&1; true"); !strings.Contains(got, "Read-only file system") {
+			c.Errorf("pod %s writes into the snapshot: %s", pod, got)
+		}
+	}
+	holds("1 shares, 1 snapshots, 2 rules")
+
+	// A mover is at work on the other node; where the next one goes is free.
+	moving := func(backup string) string {
+		c.Helper()
+		fill(all...)
+		c.kubectl("cordon " + node)
+		c.snapshot(backup, "abaca-backup")
+		pod := c.mover()
+		c.kubectl("uncordon " + node)
+		if got := c.kubectl("get pod " + pod + " -o jsonpath={.spec.nodeName} -n " + namespace); got != worker {
+			c.Fatalf("the mover is on %s", got)
+		}
+		return pod
+	}
+	saved := func(backup string, began time.Time) {
+		c.Helper()
+		c.awaitFor(5*time.Minute, "true", "get volumesnapshot "+backup+ready)
+		c.Logf("backup %s is ready %s after its mover's node has gone", backup, time.Since(began).Round(time.Second))
+		c.moved()
+		if left := names(filepath.Join(disk, "backups/locks")); left != "" {
+			c.Errorf("locks are left: %s", left)
+		}
+	}
+
+	// Its node is drained: what it may go on with elsewhere is allowed by the budget.
+	moving("drained")
+	began := time.Now()
+	c.kubectl("drain " + worker + " --ignore-daemonsets --delete-emptydir-data --force --timeout=150s")
+	saved("drained", began)
+	c.await("", "get volumeattachments -o jsonpath={.items[?(@.spec.nodeName==\""+worker+"\")].metadata.name}")
+	c.kubectl("uncordon " + worker)
+	apart()
+	run("data", "")
+	run("inside", "in-")
+
+	// It is lost, as without power. Only that it does not come back, a person must say.
+	moving("lost")
+	lost := c.lose()
+	began = time.Now()
+	c.says("does not answer", "get volumesnapshot lost -o jsonpath={.status.error.message}")
+	c.await("Unknown", "get node "+worker+` -o jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
+	c.exec("one", "date >/data/alone; cat /data/alone; rm /data/alone; sync")
+	c.kubectl("taint node " + worker + " node.kubernetes.io/out-of-service=nodeshutdown:NoExecute")
+	saved("lost", began)
+	c.await("", "get volumeattachments -o jsonpath={.items[?(@.spec.nodeName==\""+worker+"\")].metadata.name}")
+
+	// It comes back, with nothing mounted, and has all again.
+	lost.comesBack()
+	c.kubectl("taint node " + worker + " node.kubernetes.io/out-of-service-")
+	apart()
+	run("data", "")
+	run("inside", "in-")
+	if one, two := fill(all...), c.exec("two", sums); one != two {
+		c.Errorf("one pod sees\n%s\nand the other, on the node that was lost,\n%s", one, two)
+	}
+
+	// It is back before anybody has said anything: the mover is known to be gone.
+	moving("short")
+	lost = c.lose()
+	began = time.Now()
+	lost.comesBack()
+	saved("short", began)
+	apart()
+
+	c.kubectl("delete pod --all --grace-period=1 --wait --timeout=150s")
+	c.await("", "get volumeattachments -o name")
+	holds("1 shares, 1 snapshots, 0 rules")
+	c.kubectl("delete pvc --all --wait --timeout=150s")
+	c.kubectl("delete volumesnapshot --all --wait --timeout=150s")
+	c.await("", "get pv,volumesnapshotcontents -o name")
+	holds("0 shares, 0 snapshots, 0 rules")
+	c.await("", "get secret abaca-keys -o jsonpath={.data} -n "+namespace)
+	if left := names(filepath.Join(disk, "backups/snapshots")); left != "" {
+		c.Errorf("backups are left: %s", left)
+	}
+	mounts, err := os.ReadFile("/proc/" + c.pid("worker") + "/mountinfo")
+	if err != nil {
+		c.Error(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, "ceph") {
+			c.Errorf("CephFS is still mounted on the second node: %s", line)
+		}
+	}
+	c.run("helm", "uninstall", "abaca", "--namespace", namespace, "--wait")
+	c.kubectl("delete secret abaca-keys clouds -n " + namespace)
+}
+
+// lostNode is the second one, none of whose processes runs any more.
+type lostNode struct{ *cluster }
+
+// lose kills what runs on the second node, its daemons and all of its pods, and its
+// mounts go with them, until there is nothing.
+func (c *cluster) lose() lostNode {
+	c.Helper()
+	group := "/sys/fs/cgroup/pids/" // version 1
+	if _, err := os.Stat(group); err != nil {
+		group = "/sys/fs/cgroup/"
+	}
+	for until := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		left := strings.Fields(c.run("find", group+node+"/worker", "-name", "cgroup.procs", "-exec", "cat", "{}", "+"))
+		if len(left) == 0 {
+			return lostNode{c}
+		}
+		if time.Now().After(until) {
+			c.Fatalf("processes of %s do not end: %v", worker, left)
+		}
+		for _, pid := range left {
+			if n, err := strconv.Atoi(pid); err == nil {
+				_ = syscall.Kill(n, syscall.SIGKILL)
+			}
+		}
+	}
+}
+
+// comesBack starts it again.
+func (l lostNode) comesBack() {
+	l.Helper()
+	l.up()
+	l.await("True", "get node "+worker+` -o jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
 }
