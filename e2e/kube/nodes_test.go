@@ -73,7 +73,7 @@ func (c *cluster) embeddedNodes() {
 
 	// Those that must be there wait, and are told why. Nothing is made for them.
 	c.apply2(late("never"))
-	for claim, why := range map[string]string{"data": "volume node affinity", "never": "didn't find available persistent volumes"} {
+	for claim, why := range map[string]string{"data": "PersistentVolume's node affinity", "never": "didn't find available persistent volumes"} {
 		c.apply2(podOn("no-"+claim, claim, worker, "must"))
 		c.says(why, "get pod no-"+claim+` -o jsonpath={.status.conditions[?(@.type=="PodScheduled")].message}`)
 	}
