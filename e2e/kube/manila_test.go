@@ -144,7 +144,7 @@ func (c *cluster) manila(values map[string]any, networks ...servers.Place) (hold
 	c.install(values)
 	return func(want string) {
 		c.Helper()
-		ctx, cancel := context.WithTimeout(c.Context(), 2*time.Minute)
+		ctx, cancel := context.WithTimeout(c.Context(), 5*time.Minute)
 		defer cancel()
 		if err := cloud.Await(ctx, file, name, instance, want); err != nil {
 			c.Error(err)

@@ -126,6 +126,8 @@ func (c *cluster) embeddedNodes() {
 }
 
 func (c *cluster) manilaNodes() {
+	// Manila takes its time, on a machine that has others to serve.
+	await := func(want, args string) { c.Helper(); c.awaitFor(5*time.Minute, want, args) }
 	disk := c.TempDir()
 	server := network.S3(c, root+"/bin", disk)
 	c.repository("s3", server)
@@ -155,7 +157,7 @@ func (c *cluster) manilaNodes() {
 			c.apply2(podOn(prefix+pod, claim, on[pod], "must"))
 		}
 		for _, pod := range all {
-			c.await("Running", "get pod "+prefix+pod+" -o jsonpath={.status.phase}")
+			await("Running", "get pod "+prefix+pod+" -o jsonpath={.status.phase}")
 		}
 	}
 	c.apply2(claimFrom("data", ""))
@@ -176,7 +178,7 @@ func (c *cluster) manilaNodes() {
 
 	// Both read one snapshot, without a copy, and neither can write to it.
 	c.snapshot("now", "abaca-snapshot")
-	c.await("true", "get volumesnapshot now"+ready)
+	await("true", "get volumesnapshot now"+ready)
 	c.apply2(strings.Replace(from("inside", "ReadOnlyMany", "VolumeSnapshot", "now"), "2Gi", "1Gi", 1))
 	fill(all...)
 	run("inside", "in-")
@@ -218,7 +220,7 @@ func (c *cluster) manilaNodes() {
 	began := time.Now()
 	c.kubectl("drain " + worker + " --ignore-daemonsets --delete-emptydir-data --force --timeout=150s")
 	saved("drained", began)
-	c.await("", "get volumeattachments -o jsonpath={.items[?(@.spec.nodeName==\""+worker+"\")].metadata.name}")
+	await("", "get volumeattachments -o jsonpath={.items[?(@.spec.nodeName==\""+worker+"\")].metadata.name}")
 	c.kubectl("uncordon " + worker)
 	apart()
 	run("data", "")
@@ -229,11 +231,11 @@ func (c *cluster) manilaNodes() {
 	lost := c.lose()
 	began = time.Now()
 	c.says("does not answer", "get volumesnapshot lost -o jsonpath={.status.error.message}")
-	c.await("Unknown", "get node "+worker+` -o jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
+	await("Unknown", "get node "+worker+` -o jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
 	c.exec("one", "date >/data/alone; cat /data/alone; rm /data/alone; sync")
 	c.kubectl("taint node " + worker + " node.kubernetes.io/out-of-service=nodeshutdown:NoExecute")
 	saved("lost", began)
-	c.await("", "get volumeattachments -o jsonpath={.items[?(@.spec.nodeName==\""+worker+"\")].metadata.name}")
+	await("", "get volumeattachments -o jsonpath={.items[?(@.spec.nodeName==\""+worker+"\")].metadata.name}")
 
 	// It comes back, with nothing mounted, and has all again.
 	lost.comesBack()
@@ -254,13 +256,13 @@ func (c *cluster) manilaNodes() {
 	apart()
 
 	c.kubectl("delete pod --all --grace-period=1 --wait --timeout=150s")
-	c.await("", "get volumeattachments -o name")
+	await("", "get volumeattachments -o name")
 	holds("1 shares, 1 snapshots, 0 rules")
 	c.kubectl("delete pvc --all --wait --timeout=150s")
 	c.kubectl("delete volumesnapshot --all --wait --timeout=150s")
-	c.await("", "get pv,volumesnapshotcontents -o name")
+	await("", "get pv,volumesnapshotcontents -o name")
 	holds("0 shares, 0 snapshots, 0 rules")
-	c.await("", "get secret abaca-keys -o jsonpath={.data} -n "+namespace)
+	await("", "get secret abaca-keys -o jsonpath={.data} -n "+namespace)
 	if left := names(filepath.Join(disk, "backups/snapshots")); left != "" {
 		c.Errorf("backups are left: %s", left)
 	}
