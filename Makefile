@@ -87,7 +87,7 @@ e2e-conformance: kube-up ## run Kubernetes' own tests of storage drivers there (
 	@e2e/kube/conformance
 	ABACA_KUBE="$(ABACA_CACHE)/kube" ABACA_KUBE_FOCUS="$(FOCUS)" go test -count=1 -timeout 60m -v -run ^TestConformance ./e2e/kube
 
-kube-up: deps-kube-up build ## start a Kubernetes of one node here, with images of this tree (root; e2e/kube/README.md)
+kube-up: deps-kube-up build ## start a Kubernetes of one node here, with images of this tree (root; e2e/kube/README.md; NODES=2)
 	@e2e/kube/up
 
 kube-down: ## stop it (WIPE=1: and remove what was built for it)

@@ -19,6 +19,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
@@ -676,6 +677,9 @@ func TestClasses(t *testing.T) {
 			if c.Provisioner != csi.DriverName || c.Parameters["backend"] != "l" {
 				t.Errorf("class %s: %s %v", c.Name, c.Provisioner, c.Parameters)
 			}
+			if diff := cmp.Diff(only("n1"), c.AllowedTopologies); diff != "" {
+				t.Errorf("class %s: where its volumes may be (-want +got):\n%s", c.Name, diff)
+			}
 			names = append(names, c.Name)
 		}
 		for _, c := range of[*snapshotv1.VolumeSnapshotClass](all) {
@@ -693,6 +697,12 @@ func TestClasses(t *testing.T) {
 			t.Errorf("%s: classes %s, want %s", test.values, got, test.want)
 		}
 	}
+}
+
+// only is where volumes of the embedded backend are: the scheduler must know it, as it
+// chooses the node of a claim that waits for its first pod.
+func only(node string) []corev1.TopologySelectorTerm {
+	return []corev1.TopologySelectorTerm{{MatchLabelExpressions: []corev1.TopologySelectorLabelRequirement{{Key: csi.TopologyKey, Values: []string{node}}}}}
 }
 
 // TestDriverObject: Kubernetes attaches where the driver wants it, and only there.
@@ -854,6 +864,13 @@ func TestKustomizations(t *testing.T) {
 				Target struct{ Kind string }
 				Patch  string
 			}
+			Replacements []struct {
+				Source  struct{ Kind, FieldPath string }
+				Targets []struct {
+					Select     struct{ Kind string }
+					FieldPaths []string
+				}
+			}
 			SecretGenerator []struct {
 				Name, Namespace string
 				Envs, Files     []string
@@ -882,36 +899,45 @@ func TestKustomizations(t *testing.T) {
 				t.Errorf("%s: the image is %s, and %s is replaced", name, image, k.Images[0].Name)
 			}
 		}
-		for _, p := range k.Patches {
-			var ops []struct{ Op, Path, Value string }
-			if err := yaml.UnmarshalStrict([]byte(p.Patch), &ops); err != nil {
-				t.Fatal(err)
-			}
-			patched := 0
+		// at are the values at a path in the objects of a kind.
+		at := func(kind, path, separator string) (found []any) {
 			for _, doc := range strings.Split(read(t, dir, "abaca.yaml"), "\n---\n") {
 				var object map[string]any
 				if err := yaml.Unmarshal([]byte(doc), &object); err != nil {
 					t.Fatal(err)
 				}
-				if kind, _ := object["kind"].(string); !regexp.MustCompile("^" + p.Target.Kind + "$").MatchString(kind) {
+				if is, _ := object["kind"].(string); !regexp.MustCompile("^" + kind + "$").MatchString(is) {
 					continue
 				}
-				var at any = object
-				for _, step := range strings.Split(ops[0].Path, "/")[1:] {
-					if list, ok := at.([]any); ok && step == "0" && len(list) > 0 {
-						at = list[0]
+				var here any = object
+				for _, step := range strings.Split(path, separator) {
+					if list, ok := here.([]any); ok && step == "0" && len(list) > 0 {
+						here = list[0]
 						continue
 					}
-					in, _ := at.(map[string]any)
-					at = in[step]
+					in, _ := here.(map[string]any)
+					here = in[step]
 				}
-				if at != ops[0].Value {
-					t.Errorf("%s: there is %v at %s", name, at, ops[0].Path)
-				}
-				patched++
+				found = append(found, here)
 			}
-			if patched != 2 {
-				t.Errorf("%s: %d objects are patched", name, patched)
+			return found
+		}
+		for _, p := range k.Patches {
+			var ops []struct{ Op, Path, Value string }
+			if err := yaml.UnmarshalStrict([]byte(p.Patch), &ops); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff([]any{ops[0].Value, ops[0].Value}, at(p.Target.Kind, ops[0].Path[1:], "/")); diff != "" {
+				t.Errorf("%s: what is patched at %s (-want +got):\n%s", name, ops[0].Path, diff)
+			}
+		}
+		for _, r := range k.Replacements {
+			for _, to := range r.Targets {
+				for _, path := range to.FieldPaths {
+					if diff := cmp.Diff(at(r.Source.Kind, r.Source.FieldPath, "."), at(to.Select.Kind, path, ".")); diff != "" {
+						t.Errorf("%s: what is at %s, and is put at %s (-from +to):\n%s", name, r.Source.FieldPath, path, diff)
+					}
+				}
 			}
 		}
 	}

@@ -252,14 +252,20 @@ func (c *cluster) mounted() (all []string) {
 	return all
 }
 
-// restartAPI kills the API server, and starts it as it was some time later.
-func (c *cluster) restartAPI(down time.Duration) {
+// pid is the process number of what up has started.
+func (c *cluster) pid(daemon string) string {
 	c.Helper()
-	text, err := os.ReadFile(filepath.Join(c.dir, "cluster/run/kube-apiserver"))
+	text, err := os.ReadFile(filepath.Join(c.dir, "cluster/run", daemon))
 	if err != nil {
 		c.Fatal(err)
 	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	return strings.TrimSpace(string(text))
+}
+
+// restartAPI kills the API server, and starts it as it was some time later.
+func (c *cluster) restartAPI(down time.Duration) {
+	c.Helper()
+	pid, err := strconv.Atoi(c.pid("kube-apiserver"))
 	if err == nil {
 		err = syscall.Kill(pid, syscall.SIGKILL)
 	}
@@ -267,7 +273,13 @@ func (c *cluster) restartAPI(down time.Duration) {
 		c.Fatal(err)
 	}
 	time.Sleep(down)
-	c.run("env", "ABACA_CACHE="+filepath.Dir(c.dir), root+"/e2e/kube/up") // starts what does not run
+	c.up()
+}
+
+// up starts what does not run.
+func (c *cluster) up() {
+	c.Helper()
+	c.run("env", "ABACA_CACHE="+filepath.Dir(c.dir), root+"/e2e/kube/up")
 }
 
 // leader is the pod whose sidecar leads: the snapshotter, or the provisioner.

@@ -48,6 +48,7 @@ func start(t *testing.T) *cluster {
 	if out, err := c.try("", "kubectl", "create", "namespace", namespace); err != nil && !strings.Contains(out, "already exists") {
 		c.Fatal(out)
 	}
+	_, _ = c.try("", "kubectl", "cordon", worker) // if it is there; TestNodes alone is of two
 	c.kubectl("label --overwrite namespace " + namespace + " pod-security.kubernetes.io/enforce=privileged")
 	return c
 }

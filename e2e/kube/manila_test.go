@@ -19,33 +19,15 @@ import (
 	"github.com/abaca-csi/abaca/test/servers"
 )
 
-// TestManila: all that a user does, on a real Manila with CephFS, whose default
-// share type must be of CephFS; and what becomes of the mounts of ceph-fuse, and of a
+// TestManila: all that a user does, on a real Manila with CephFS; and what becomes of the mounts of ceph-fuse, and of a
 // backup, when the node plugin's pod is replaced.
 func TestManila(t *testing.T) {
 	c := start(t)
-	file, name := os.Getenv("ABACA_MANILA_CLOUDS"), os.Getenv("ABACA_MANILA_CLOUD")
-	if file == "" {
-		t.Skip("needs a Manila: ABACA_MANILA_CLOUDS and ABACA_MANILA_CLOUD name it")
-	}
-	c.reach(file, name)
-	instance := fmt.Sprintf("kube-%d", time.Now().Unix())
-	holds := func(want string) {
-		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-		defer cancel()
-		if err := cloud.Await(ctx, file, name, instance, want); err != nil {
-			t.Error(err)
-		}
-	}
-	c.kubectl("delete secret clouds --ignore-not-found -n " + namespace)
-	c.run("kubectl", "create", "secret", "generic", "clouds", "-n", namespace, "--from-file=clouds.yaml="+file)
-	c.install(map[string]any{
-		"backends": []any{map[string]any{"name": "manila", "manila": map[string]any{"cloud": name, "cloudsSecret": "clouds", "instance": instance}}},
+	holds := c.manila(map[string]any{
 		// A pod's loopback is its own.
 		"controller": map[string]any{"hostNetwork": true, "replicas": 1},
 		"movers":     c.movers(map[string]any{"resources": map[string]any{"requests": map[string]any{"memory": "192Mi"}, "limits": map[string]any{"cpu": "100m"}}}),
-	})
+	}, network)
 	c.kubectl("config set-context --current --namespace=default")
 
 	// Two pods write.
@@ -143,6 +125,33 @@ func TestManila(t *testing.T) {
 	c.kubectl("delete secret abaca-keys clouds -n " + namespace)
 }
 
+// manila installs the chart with a real Manila, whose default share type must be of
+// CephFS, and which is reached in these networks. The returned function waits until
+// Manila has what is wanted.
+func (c *cluster) manila(values map[string]any, networks ...servers.Place) (holds func(want string)) {
+	c.Helper()
+	file, name := os.Getenv("ABACA_MANILA_CLOUDS"), os.Getenv("ABACA_MANILA_CLOUD")
+	if file == "" {
+		c.Skip("needs a Manila: ABACA_MANILA_CLOUDS and ABACA_MANILA_CLOUD name it")
+	}
+	for _, n := range networks {
+		c.reach(file, name, n)
+	}
+	instance := fmt.Sprintf("kube-%d", time.Now().Unix())
+	c.kubectl("delete secret clouds --ignore-not-found -n " + namespace)
+	c.run("kubectl", "create", "secret", "generic", "clouds", "-n", namespace, "--from-file=clouds.yaml="+file)
+	values["backends"] = []any{map[string]any{"name": "manila", "manila": map[string]any{"cloud": name, "cloudsSecret": "clouds", "instance": instance}}}
+	c.install(values)
+	return func(want string) {
+		c.Helper()
+		ctx, cancel := context.WithTimeout(c.Context(), 5*time.Minute)
+		defer cancel()
+		if err := cloud.Await(ctx, file, name, instance, want); err != nil {
+			c.Error(err)
+		}
+	}
+}
+
 // survive replaces the node plugin's pod while ceph-fuse serves pods one and two, who
 // lose what they have mounted, and reader: each of them is well when it is started
 // again, also while another is still without.
@@ -193,10 +202,10 @@ func sorted(lines string) string {
 	return strings.Join(all, "\n")
 }
 
-// reach makes a cloud that listens on a loopback address of this machine one of the
-// cluster's network, at the same address and ports, until the test ends: the catalogue
+// reach makes a cloud that listens on a loopback address of this machine one of a
+// network, at the same address and ports, until the test ends: the catalogue
 // and Ceph's monitors name them. Each network has a loopback of its own.
-func (c *cluster) reach(file, name string) {
+func (c *cluster) reach(file, name string, there servers.Place) {
 	c.Helper()
 	auth, _, _, err := clouds.Parse(clouds.WithCloudName(name), clouds.WithLocations(file))
 	if err != nil {
@@ -215,7 +224,7 @@ func (c *cluster) reach(file, name string) {
 	if !slices.Contains(addresses, at.Host) {
 		c.Fatalf("nobody listens at %s: make manila-up", at)
 	}
-	there := servers.Place{Address: ip.String(), Network: network.Network}
+	there.Address = ip.String()
 	for _, address := range addresses {
 		l, err := there.Listen(address[strings.LastIndex(address, ":")+1:])
 		if err != nil {
