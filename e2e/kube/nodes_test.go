@@ -53,9 +53,7 @@ func (c *cluster) embeddedNodes() {
 		"storageClasses": []any{map[string]any{"name": "abaca"}, map[string]any{"name": "late", "volumeBindingMode": "WaitForFirstConsumer"}},
 		"movers":         map[string]any{},
 	})
-	if got := c.nodesOf("-l app.kubernetes.io/name=abaca -n " + namespace); got != node+" "+node {
-		c.Errorf("controller and node plugin are on %s", got)
-	}
+	c.await(node+" "+node, "get pods -o jsonpath={.items[*].spec.nodeName} -l app.kubernetes.io/name=abaca -n "+namespace)
 
 	// Pods that would rather be on the other node are where their volume is, or will be:
 	// whether it is made before there is one, or for it.
@@ -230,8 +228,8 @@ func (c *cluster) manilaNodes() {
 	moving("lost")
 	lost := c.lose()
 	began = time.Now()
-	c.says("does not answer", "get volumesnapshot lost -o jsonpath={.status.error.message}")
 	await("Unknown", "get node "+worker+` -o jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
+	c.says("does not answer", "get volumesnapshot lost -o jsonpath={.status.error.message}")
 	c.exec("one", "date >/data/alone; cat /data/alone; rm /data/alone; sync")
 	c.kubectl("taint node " + worker + " node.kubernetes.io/out-of-service=nodeshutdown:NoExecute")
 	saved("lost", began)
