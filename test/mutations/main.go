@@ -153,6 +153,8 @@ var mutations = []mutation{
 		"return there.Unlock(ctx)", "_, err := there.run(ctx, \"/\", ignore, \"unlock\", \"--remove-all\")\n\treturn err", "./pkg/restic", "TestUnlockHost"},
 	{"a share keeps its export while it is mounted", "pkg/backup/engine.go",
 		"if err := e.Runner.Release(ctx, job.Task.ID); err != nil {", "if err := error(nil); err != nil {", "./pkg/backup", "TestReleaseComesFirst"},
+	{"a backup is compared with the one that was answered just before", "pkg/backup/engine.go",
+		"e.learn(st.backup())\n\t\t\te.wake()", "e.wake()", "./pkg/backup", "TestNextBackupComesAtOnce"},
 	{"namespaces take turns", "pkg/backup/kube/queue.go",
 		"turn[e.rec] = turns[e.tenant()]", "turn[e.rec] = 0", "./pkg/backup/kube", "TestNext"},
 	{"one mover makes a repository", "pkg/backup/kube/queue.go",
