@@ -43,7 +43,7 @@ type Backend interface {
 
 	// ShareNamed returns the share that CreateShare made under a name. ErrNotFound
 	// when there is none. ErrPending when one was begun that only the repeated call
-	// finishes; then it returns that share too, as it will be but for its size.
+	// finishes; then it returns that share too, as it is to be.
 	ShareNamed(ctx context.Context, name string) (*Share, error)
 
 	// CommitShare makes a draft an ordinary share: it sets Draft to false.

@@ -11,6 +11,7 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
 
+	"github.com/abaca-csi/abaca/pkg/backend"
 	"github.com/abaca-csi/abaca/pkg/backend/manila"
 	"github.com/abaca-csi/abaca/test/fakemanila"
 )
@@ -127,5 +128,37 @@ func (f *fixture) saved(volume string) string {
 		if s := resp.GetSnapshot(); s.GetReadyToUse() {
 			return s.GetSnapshotId()
 		}
+	}
+}
+
+// begunShare is a backend on which a creation was broken off, and is out of room when
+// it goes on.
+type begunShare struct {
+	backend.Backend
+	share *backend.Share
+	asked int64
+}
+
+func (b *begunShare) ShareNamed(context.Context, string) (*backend.Share, error) {
+	return b.share, backend.ErrPending
+}
+
+func (b *begunShare) CreateShare(_ context.Context, req backend.CreateShareRequest) (*backend.Share, error) {
+	b.asked = req.MinSize
+	return nil, backend.ErrExhausted
+}
+
+// TestBegunKeepsItsSize: what was begun with the size that its source needs goes on
+// with that, as it may have to be made again.
+func TestBegunKeepsItsSize(t *testing.T) {
+	f := newFixture(t)
+	source := f.snapshot("cut", f.volume(create("data", writer, nil)).GetVolumeId()).GetSnapshotId()
+	b := &begunShare{f.backend, &backend.Share{ID: "x", Name: "new", Size: 1 << 30, Role: backend.RoleUser,
+		Description: map[string]string{describeSource: source}}, 0}
+	f.driver.Backends["mem"] = b
+	_, err := f.CreateVolume(t.Context(), create("new", writer, contentSource(source)))
+	code(t, err, codes.ResourceExhausted)
+	if b.asked != 1<<30 {
+		t.Errorf("%d bytes are asked for", b.asked)
 	}
 }

@@ -212,18 +212,17 @@ func (c creation) existing(ctx context.Context) (*backend.Share, error) {
 	case share.Description[describeSource] != c.source:
 		return nil, fmt.Errorf("volume %q exists, made from %q and not from %q: %w",
 			c.name, share.Description[describeSource], c.source, backend.ErrConflict)
+	case share.Size < c.min || c.max > 0 && share.Size > c.max:
+		return nil, fmt.Errorf("volume %q exists with %d bytes, and asked for are %s: %w", c.name, share.Size, rangeText(c.min, c.max), backend.ErrConflict)
+	case share.Role != backend.RoleUser:
+		return nil, fmt.Errorf("share %q exists and is not a volume: %w", c.name, backend.ErrConflict)
 	case begun:
+		c.min = share.Size // which its source may have asked for
 		finished, err := c.makeShare(ctx, backend.CreateShareRequest{FromSnapshot: share.FromSnapshot, Draft: share.Draft})
 		if err != nil {
 			return share, err
 		}
 		share = finished
-	}
-	switch {
-	case share.Size < c.min || c.max > 0 && share.Size > c.max:
-		return nil, fmt.Errorf("volume %q exists with %d bytes, and asked for are %s: %w", c.name, share.Size, rangeText(c.min, c.max), backend.ErrConflict)
-	case share.Role != backend.RoleUser:
-		return nil, fmt.Errorf("share %q exists and is not a volume: %w", c.name, backend.ErrConflict)
 	}
 	return share, nil
 }

@@ -215,6 +215,9 @@ func testBegun(s *suite) {
 			s.is(nerr, backend.ErrNotFound, backend.ErrPending)
 		}
 		if begun != nil {
+			if begun.Size < req.MinSize {
+				s.Errorf("begun with %d bytes, asked for %d", begun.Size, req.MinSize)
+			}
 			s.same("begun", begun, &backend.Share{Name: "data", Draft: true, Role: backend.RoleUser, Description: req.Description},
 				cmpopts.IgnoreFields(backend.Share{}, "ID", "Size", "Node", "CreatedAt", "Can"))
 		}

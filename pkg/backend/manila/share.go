@@ -335,10 +335,12 @@ func (b *Backend) ShareNamed(ctx context.Context, name string) (_ *backend.Share
 	if len(found) == 0 {
 		return nil, backend.ErrNotFound
 	}
+	share := b.public(found[0])
 	if !found[0].ready() {
+		share.Size = found[0].asked() * gib
 		err = fmt.Errorf("%w: it was begun, and is not finished", backend.ErrPending)
 	}
-	return b.public(found[0]), err
+	return share, err
 }
 
 // CommitShare implements backend.Backend.

@@ -80,6 +80,9 @@ func (b *Backend) listed(ctx context.Context, id string, age time.Duration) (*sh
 	defer unlock()
 	if b.o.Now().Sub(b.polls.listed) >= age {
 		all, err := b.ours(ctx)
+		if errors.Is(err, backend.ErrNotFound) { // that is not said of a share
+			err = fmt.Errorf("%w: %s", backend.ErrUnavailable, err)
+		}
 		if err != nil {
 			return nil, err
 		}
