@@ -116,10 +116,11 @@ const (
 	snapshotClass = "volumeSnapshotClassName: abaca-snapshot"
 )
 
-// moved waits until no object of a mover is left, and no copy of a Secret.
+// moved waits until no object of a mover is left, and no copy of a Secret. What a
+// controller has made that was killed before it wrote that down goes after five minutes.
 func (c *cluster) moved() {
 	c.Helper()
-	c.await("", "get configmaps,jobs,pods,pvc,pv,secrets -o name"+ours)
+	c.awaitFor(7*time.Minute, "", "get configmaps,jobs,pods,pvc,pv,secrets -o name"+ours)
 }
 
 func names(dir string) string {
