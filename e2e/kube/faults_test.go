@@ -531,9 +531,14 @@ func TestFaults(t *testing.T) {
 		if now := len(f.backups("")); now != before {
 			f.Errorf("the repository had %d backups, and has %d", before, now)
 		}
-		if now := names(f.data("mnt/shares")); now != shares {
-			f.Errorf("shares are left: %s, and there were %s", now, shares)
+		now := ""
+		for range 300 { // what was being restored goes a while after its mover
+			if now = names(f.data("mnt/shares")); now == shares {
+				return
+			}
+			time.Sleep(time.Second)
 		}
+		f.Errorf("shares are left: %s, and there were %s", now, shares)
 	})
 
 	// All is deleted, and nothing is left.
