@@ -86,25 +86,21 @@ func (c *cluster) embeddedNodes() {
 		c.snapshot(name, "abaca-backup")
 	}
 	were := map[string]bool{}
-	look := func() {
-		for _, n := range strings.Fields(c.nodesOf(ours)) {
-			were[n] = true
+	await := func(want, args string) {
+		c.Helper()
+		for until := time.Now().Add(2 * time.Minute); c.kubectl(args) != want; time.Sleep(100 * time.Millisecond) {
+			if time.Now().After(until) {
+				c.explain()
+				c.Fatalf("kubectl %s does not become %q", args, want)
+			}
+			for _, n := range strings.Fields(c.nodesOf(ours)) {
+				were[n] = true
+			}
 		}
-		time.Sleep(100 * time.Millisecond)
 	}
-	for until := time.Now().Add(2 * time.Minute); c.kubectl("get volumesnapshots -o jsonpath={.items[*].status.readyToUse}") != "true true true"; look() {
-		if time.Now().After(until) {
-			c.explain()
-			c.Fatal("the backups are not ready")
-		}
-	}
+	await("true true true", "get volumesnapshots -o jsonpath={.items[*].status.readyToUse}")
 	c.restore("back", "first")
-	for until := time.Now().Add(2 * time.Minute); c.kubectl("get pvc back -o jsonpath={.status.phase}") != "Bound"; look() {
-		if time.Now().After(until) {
-			c.explain()
-			c.Fatal("the claim is not restored")
-		}
-	}
+	await("Bound", "get pvc back -o jsonpath={.status.phase}")
 	if len(were) != 1 || !were[node] {
 		c.Errorf("movers were on %v", were)
 	}
