@@ -76,7 +76,7 @@ func newWorld(t *testing.T, step time.Duration) *world {
 	return w
 }
 
-// up starts a controller.
+// up starts a controller, which then sleeps.
 func (w *world) up() {
 	e := &backup.Engine{Repositories: w, Runner: w, Now: time.Now, Tick: 10 * time.Second}
 	ctx, stop := context.WithCancel(klog.NewContext(w.t.Context(), logr.Discard()))
@@ -84,6 +84,7 @@ func (w *world) up() {
 	w.stop, w.controller = stop, prometheus.NewPedanticRegistry()
 	w.controller.MustRegister(e)
 	go e.Run(ctx)
+	synctest.Wait()
 }
 
 // gone ends it.
@@ -408,8 +409,9 @@ var alertCases = []struct {
 	}, fires: map[string][2]time.Duration{"AbacaRepositoryDamaged": {day + 20*time.Minute}}},
 	{name: "what a check has found cannot be read for a moment", step: time.Minute, run: func(w *world) {
 		w.maintain(true, true)
-		w.unread = errors.New("a connection was reset")
 		w.pass(5 * time.Minute)
+		w.unread = errors.New("a connection was reset")
+		w.pass(10 * time.Minute) // one listing
 		w.unread = nil
 		w.pass(time.Hour)
 	}, near: []string{"AbacaRepositoryDamaged"}},
