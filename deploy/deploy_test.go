@@ -740,19 +740,19 @@ func TestRules(t *testing.T) {
 		add(r.Name, r.Rules)
 	}
 	documented := map[string]bool{}
-	for _, row := range regexp.MustCompile(`(?m)^\| ([a-z-]+) \| (\S+) \| ([a-z, ]+) \| \S.* \|$`).FindAllStringSubmatch(read(t, "../docs/kubernetes.md"), -1) {
+	for _, row := range regexp.MustCompile(`(?m)^\| ([a-z-]+) \| (\S+) \| ([a-z, ]+) \| \S.* \|$`).FindAllStringSubmatch(read(t, "../docs/security.md"), -1) {
 		if row[1] != "role" { // the head
 			documented[strings.Join(row[1:], " | ")] = true
 		}
 	}
 	for rule := range rendered {
 		if !documented[rule] {
-			t.Errorf("docs/kubernetes.md does not say what this is for: %s", rule)
+			t.Errorf("docs/security.md does not say what this is for: %s", rule)
 		}
 	}
 	for rule := range documented {
 		if !rendered[rule] {
-			t.Errorf("docs/kubernetes.md has a rule that is not there: %s", rule)
+			t.Errorf("docs/security.md has a rule that is not there: %s", rule)
 		}
 	}
 }

@@ -34,7 +34,7 @@ const (
 // EventReason is what an event is about, in one word that programs may rely on.
 type EventReason string
 
-// All reasons, described in docs/kubernetes.md.
+// All reasons, described in docs/events.md.
 const (
 	BackupStarted    EventReason = "BackupStarted"
 	BackupProgress   EventReason = "BackupProgress"
