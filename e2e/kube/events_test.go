@@ -60,9 +60,17 @@ func (c *cluster) tells(kind, name, reason string, words ...string) {
 
 // TestEvents: what becomes of a backup and of a restore is told on the objects of
 // the user, once, with two controllers and after both were killed; and whatever can
-// be wrong with what a user writes is told there within a minute.
+// be wrong with what a user writes is told there within a minute; an administrator's
+// namespace that takes no driver, by the chart's notes.
 func TestEvents(t *testing.T) {
 	c := start(t)
+	c.kubectl("create namespace strict")
+	c.kubectl("label namespace strict pod-security.kubernetes.io/enforce=restricted")
+	if notes := c.run("helm", "install", "abaca", filepath.Join(root, "deploy/charts/abaca"), "--namespace", "strict", "--dry-run=server",
+		"--set-json", `backends=[{"name": "local", "local": {"node": "`+node+`"}}]`); !strings.Contains(notes, "strict takes no privileged pods") {
+		t.Errorf("the notes of an installation that cannot work: %s", notes)
+	}
+	c.kubectl("delete namespace strict --wait=false")
 	c.secret("wrong", "RESTIC_PASSWORD=donkey", "RESTIC_REPOSITORY="+c.data("offsite"))
 	c.secret("incomplete", "RESTIC_REPOSITORY="+c.data("offsite"))
 	class := func(name, repository string) any {
