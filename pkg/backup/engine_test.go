@@ -29,6 +29,7 @@ type fakeRunner struct {
 	mounted   error
 	released  int // how often it was asked for
 	onRelease func(context.Context)
+	onJobs    func() // when they have been read, if that is not nil
 	now       func() time.Time
 }
 
@@ -59,6 +60,9 @@ func (r *fakeRunner) Jobs(ctx context.Context) ([]*Status, error) {
 		out = append(out, st)
 	}
 	slices.SortFunc(out, func(a, b *Status) int { return cmp.Compare(a.Job.Task.ID, b.Job.Task.ID) })
+	if r.onJobs != nil {
+		r.onJobs()
+	}
 	return out, nil
 }
 
@@ -664,6 +668,41 @@ func TestListedMeanwhile(t *testing.T) {
 		if again := b.repository.listed > before; err != nil || again != deleted {
 			t.Errorf("deleted %v: listed again %v, %v", deleted, again, err)
 		}
+	}
+}
+
+// TestForgottenMeanwhile: a backup that was deleted while the jobs were read, which still
+// have it, is in no listing.
+func TestForgottenMeanwhile(t *testing.T) {
+	b := newBench(t)
+	if _, err := b.Backup(t.Context(), b.request("one")); err != nil {
+		t.Fatal(err)
+	}
+	b.end("one", mover.Result{Snapshot: "s1", Backup: &restic.BackupSummary{}})
+	asked, learned, listed := make(chan struct{}), make(chan struct{}), make(chan []*Backup, 1)
+	b.runner.onJobs = func() {
+		b.runner.onJobs = nil
+		if err := b.Delete(t.Context(), "offsite", "one"); err != nil {
+			t.Error(err)
+		}
+		b.forgetListing("offsite")
+		b.repository.asked = func() { close(asked); <-learned }
+		go func() {
+			all, err := b.list(context.WithoutCancel(t.Context()), "offsite", 0)
+			if err != nil {
+				t.Error(err)
+			}
+			listed <- all
+		}()
+		<-asked
+	}
+	b.forgetListing("offsite") // so that the jobs are read
+	if err := b.learnEnded(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	close(learned)
+	if all := <-listed; len(all) > 0 {
+		t.Errorf("listed: %+v", all[0])
 	}
 }
 

@@ -330,6 +330,11 @@ func (e *Engine) files(repository string) (n int64) {
 func (e *Engine) learn(b *Backup) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.learnLocked(b)
+}
+
+// learnLocked is learn for who holds mu.
+func (e *Engine) learnLocked(b *Backup) {
 	l, ok := e.listings[b.Repository]
 	if slices.ContainsFunc(l.backups, func(o *Backup) bool { return o.ID == b.ID && o.Snapshot == b.Snapshot && o.Partial == b.Partial }) {
 		return

@@ -78,12 +78,17 @@ func (e *Engine) hasSeen(id string) bool {
 
 // learnEnded adds what movers have made and nobody has looked at yet, so that
 // the next backup of a volume is compared with it. What ends in between, the mover
-// sees in the repository.
+// sees in the repository. What is forgotten in between stays forgotten.
 func (e *Engine) learnEnded(ctx context.Context) error {
+	e.mu.Lock()
+	forgotten := e.forgotten
+	e.mu.Unlock()
 	jobs, err := e.jobs(ctx, e.viewAge())
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	for _, st := range jobs {
-		if st.Phase == Succeeded && st.Result.Backup != nil {
-			e.learn(st.backup())
+		if st.Phase == Succeeded && st.Result.Backup != nil && forgotten == e.forgotten {
+			e.learnLocked(st.backup())
 		}
 	}
 	return err

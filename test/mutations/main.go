@@ -155,6 +155,8 @@ var mutations = []mutation{
 		"if err := e.Runner.Release(ctx, job.Task.ID); err != nil {", "if err := error(nil); err != nil {", "./pkg/backup", "TestReleaseComesFirst"},
 	{"a backup is compared with the one that was answered just before", "pkg/backup/engine.go",
 		"e.learn(st.backup())\n\t\t\te.wake()", "e.wake()", "./pkg/backup", "TestNextBackupComesAtOnce"},
+	{"a backup that was deleted meanwhile is not learned", "pkg/backup/view.go",
+		"st.Result.Backup != nil && forgotten == e.forgotten {", "st.Result.Backup != nil {", "./pkg/backup", "TestForgottenMeanwhile"},
 	{"namespaces take turns", "pkg/backup/kube/queue.go",
 		"turn[e.rec] = turns[e.tenant()]", "turn[e.rec] = 0", "./pkg/backup/kube", "TestNext"},
 	{"one mover makes a repository", "pkg/backup/kube/queue.go",
