@@ -140,7 +140,7 @@ func (p *demoPrinter) progress(at restic.Progress) {
 	defer p.mu.Unlock()
 	done := min(1, float64(at.BytesDone)/float64(at.BytesTotal))
 	text := []string{
-		fmt.Sprintf("%3.0f %%", math.Floor(100*done)),
+		fmt.Sprintf("%3d %%", at.Percent()),
 		fmt.Sprintf("  %s of %s", backup.Bytes(at.BytesDone), backup.Bytes(at.BytesTotal)),
 		fmt.Sprintf(", %s of %s files", demoCount(at.FilesDone), demoCount(at.FilesTotal)),
 	}

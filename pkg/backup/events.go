@@ -242,7 +242,7 @@ func (st *Status) Progressed() string {
 	text := "0 %"
 	if p.BytesTotal != 0 {
 		text = fmt.Sprintf("%d %% (%d of %d bytes, %d of %d files)",
-			100*p.BytesDone/p.BytesTotal, p.BytesDone, p.BytesTotal, p.FilesDone, p.FilesTotal)
+			p.Percent(), p.BytesDone, p.BytesTotal, p.FilesDone, p.FilesTotal)
 	}
 	if p.Trouble != "" {
 		text += ", but " + p.Trouble

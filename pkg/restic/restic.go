@@ -57,6 +57,19 @@ type Progress struct {
 	Trouble string `json:"trouble,omitempty"`
 }
 
+// Percent is the part of the bytes that is done, rounded down: 100 only when all files
+// are done, too. 0 while the total is not known.
+func (p Progress) Percent() int {
+	if p.BytesTotal <= 0 {
+		return 0
+	}
+	all := 100
+	if p.FilesDone < p.FilesTotal {
+		all = 99
+	}
+	return min(all, int(100*float64(p.BytesDone)/float64(p.BytesTotal)))
+}
+
 // Snapshot is one restic snapshot.
 type Snapshot struct {
 	ID      string
