@@ -10,6 +10,7 @@ export ABACA_CACHE ?= /var/cache/abaca
 ifeq ($(CLOUDS),)
 CLOUDS := $(ABACA_CACHE)/manila/clouds.yaml
 CLOUD  ?= lab
+TYPE   ?= cephfs
 MANILA := manila-up
 endif
 
@@ -44,7 +45,7 @@ manila-down: ## stop it (WIPE=1: and remove it)
 bench: deps-demo build ## measure Abaca against plain restic, side by side (root; a while)
 	@go run ./test/bench
 
-bench-manila: deps-demo build $(if $(REAL),$(MANILA)) ## the same beside manila-csi: on a simulated Manila, its own (REAL=1) or CLOUDS=… (20 minutes; AT=1,8,16)
+bench-manila: deps-demo build $(if $(REAL),$(MANILA)) ## the same beside manila-csi: on a simulated Manila, its own (REAL=1) or CLOUDS=… CLOUD=name TYPE=share-type (20 minutes; AT=1,8,16)
 	@go run ./test/bench -only manila $(if $(if $(MANILA),$(REAL),1),-clouds "$(CLOUDS)" -cloud "$(CLOUD)" -type "$(TYPE)") $(if $(AT),-at $(AT))
 
 lint: ## gofmt, go vet, staticcheck, go mod tidy: all clean

@@ -51,6 +51,9 @@ func measureManila(ctx context.Context, o cloudOptions) (err error) {
 		}
 		at = append(at, i)
 	}
+	if o.file != "" && o.shareType == "" {
+		return errors.New("-type: manila-csi knows no default")
+	}
 	rival, err := buildRival(ctx, o.bin)
 	if err != nil {
 		return err
