@@ -138,7 +138,6 @@ func (p *demoPrinter) progress(at restic.Progress) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	done := min(1, float64(at.BytesDone)/float64(at.BytesTotal))
 	text := []string{
 		fmt.Sprintf("%3d %%", at.Percent()),
 		fmt.Sprintf("  %s of %s", backup.Bytes(at.BytesDone), backup.Bytes(at.BytesTotal)),
@@ -148,7 +147,7 @@ func (p *demoPrinter) progress(at restic.Progress) {
 		text = append(text, fmt.Sprintf(", %s/s", backup.Bytes(int64(at.Rate))))
 	}
 	if p.terminal {
-		fmt.Fprint(p.w, "\r"+p.paint(green, progressLine(done, text, p.width-1))+"\x1b[K")
+		fmt.Fprint(p.w, "\r"+p.paint(green, progressLine(float64(at.Percent())/100, text, p.width-1))+"\x1b[K")
 		p.drawn = true
 		return
 	}

@@ -65,12 +65,12 @@ func (c *cluster) tells(kind, name, reason string, words ...string) {
 func TestEvents(t *testing.T) {
 	c := start(t)
 	c.kubectl("create namespace strict")
+	t.Cleanup(func() { c.kubectl("delete namespace strict --wait=false") })
 	c.kubectl("label namespace strict pod-security.kubernetes.io/enforce=restricted")
 	if notes := c.run("helm", "install", "abaca", filepath.Join(root, "deploy/charts/abaca"), "--namespace", "strict", "--dry-run=server",
 		"--set-json", `backends=[{"name": "local", "local": {"node": "`+node+`"}}]`); !strings.Contains(notes, "strict takes no privileged pods") {
 		t.Errorf("the notes of an installation that cannot work: %s", notes)
 	}
-	c.kubectl("delete namespace strict --wait=false")
 	c.secret("wrong", "RESTIC_PASSWORD=donkey", "RESTIC_REPOSITORY="+c.data("offsite"))
 	c.secret("incomplete", "RESTIC_REPOSITORY="+c.data("offsite"))
 	class := func(name, repository string) any {

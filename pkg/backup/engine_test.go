@@ -685,7 +685,6 @@ func TestForgottenMeanwhile(t *testing.T) {
 		if err := b.Delete(t.Context(), "offsite", "one"); err != nil {
 			t.Error(err)
 		}
-		b.forgetListing("offsite")
 		b.repository.asked = func() { close(asked); <-learned }
 		go func() {
 			all, err := b.list(context.WithoutCancel(t.Context()), "offsite", 0)

@@ -126,12 +126,8 @@ func (c *cloud) rival(dir, program string) contender {
 			secrets[name] = value
 		}
 	}
-	parameters := map[string]string{}
-	if c.o.shareType != "" {
-		parameters["type"] = c.o.shareType
-	}
 	socket := filepath.Join(dir, "rival.sock")
-	return contender{name: "manila-csi", secrets: secrets, parameters: parameters, start: func(ctx context.Context) (*plugin, error) {
+	return contender{name: "manila-csi", secrets: secrets, parameters: map[string]string{"type": c.o.shareType}, start: func(ctx context.Context) (*plugin, error) {
 		partner := filepath.Join(dir, "partner.sock")
 		if err := servePartner(ctx, partner); err != nil {
 			return nil, err

@@ -52,7 +52,7 @@ func measureManila(ctx context.Context, o cloudOptions) (err error) {
 		at = append(at, i)
 	}
 	if o.file != "" && o.shareType == "" {
-		return errors.New("-type: manila-csi knows no default")
+		return errors.New("-type is wanted: manila-csi knows no default share type")
 	}
 	rival, err := buildRival(ctx, o.bin)
 	if err != nil {
@@ -331,10 +331,7 @@ func (c *cloud) itself(ctx context.Context, tag string, n int) step {
 	ids := make([]string, n)
 	s := c.together(ctx, n, func(ctx context.Context, i int) error {
 		var share struct{ Share struct{ ID, Status string } }
-		ask := map[string]any{"name": fmt.Sprintf("bench-%s-%d", tag, i), "size": 1, "share_proto": "CEPHFS"}
-		if c.o.shareType != "" {
-			ask["share_type"] = c.o.shareType
-		}
+		ask := map[string]any{"name": fmt.Sprintf("bench-%s-%d", tag, i), "size": 1, "share_proto": "CEPHFS", "share_type": c.o.shareType}
 		if err := c.do(ctx, http.MethodPost, "shares", map[string]any{"share": ask}, &share); err != nil {
 			return err
 		}
