@@ -58,6 +58,14 @@ func (s *Server) Strike(f func(change int, after bool) bool) {
 	s.changes, s.strike = 0, f
 }
 
+// Between has f called in the middle of each request for a share's metadata: it has
+// read what is there, and has not written it yet. nil ends it.
+func (s *Server) Between(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.between = f
+}
+
 // Requests returns what was asked since the last call, Keystone's too.
 func (s *Server) Requests() []Request {
 	s.mu.Lock()

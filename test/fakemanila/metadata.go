@@ -4,7 +4,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"strings"
+	"time"
 )
 
 func metadataOf(v any) map[string]string {
@@ -51,11 +53,31 @@ func (c *call) setMetadata() answer {
 	if wrong := badMetadata(given); wrong != "" {
 		return refuse(400, "%s", wrong)
 	}
-	if c.r.Method == "PUT" {
+	all := maps.Clone(given)
+	switch {
+	case c.r.Method == "PUT":
 		clear(m)
+	case c.share != nil:
+		// Manila reads all that a share has, and writes all of it: what others have
+		// dropped since comes back, and what they have changed is as it was.
+		all = maps.Clone(m)
+		maps.Copy(all, given)
+		c.meanwhile()
 	}
-	maps.Copy(m, given)
+	maps.Copy(m, all)
 	return answer{200, map[string]any{"metadata": m}}
+}
+
+// meanwhile lets others do something in the middle of a request.
+func (c *call) meanwhile() {
+	do := c.between
+	c.mu.Unlock()
+	defer c.mu.Lock()
+	if do != nil {
+		do()
+		return
+	}
+	time.Sleep(time.Duration(rand.Int64N(int64(2 * time.Millisecond))))
 }
 
 func (c *call) deleteMetadata() answer {

@@ -75,6 +75,7 @@ type Server struct {
 	faults    []*Fault
 	changes   int // that were asked for
 	strike    func(change int, after bool) bool
+	between   func()
 	requests  []Request
 }
 

@@ -25,15 +25,16 @@ import (
 type access struct{ to, level string }
 
 // grant is what a node was let in with, for one consumer. It is an entry that
-// never changes, as nobody could change it without overwriting what another
-// process writes: a node that comes to need more has a second one.
+// never changes (see export.go): a node that comes to need more has a second one.
 type grant struct {
 	consumer, node string // node is a digest of its name
+	name           string // its own, at random
 	accesses       []access
+	ended          bool
 }
 
 func (g grant) key() string {
-	return prefixGrant + g.consumer + "." + g.node + "." + digest(g.value())[:8]
+	return prefixGrant + g.consumer + "." + g.node + "." + g.name
 }
 
 // value is "rw=192.0.2.7 ro=2001:db8::7".
@@ -44,6 +45,9 @@ func (g grant) value() string {
 	}
 	return strings.Join(words, " ")
 }
+
+// of says whether two grants are of one node of one consumer.
+func (g grant) of(other grant) bool { return g.consumer == other.consumer && g.node == other.node }
 
 // leavingKey is that of the mark of a Revoke which is at work on the node: since
 // when, and a word of its own.
@@ -68,7 +72,8 @@ func (s *share) grants(prefix string) map[string]grant {
 		}
 		g := grant{}
 		g.consumer, rest, _ = strings.Cut(rest, ".")
-		g.node, _, _ = strings.Cut(rest, ".")
+		g.node, g.name, _ = strings.Cut(rest, ".")
+		g.ended = g.name != "" && !s.ended(g.name).IsZero()
 		for word := range strings.FieldsSeq(value) {
 			if level, to, _ := strings.Cut(word, "="); level == "ro" || level == "rw" {
 				g.accesses = append(g.accesses, access{client(to), level})
@@ -87,7 +92,7 @@ func lets(all []access, to string) bool {
 // sideKey stands for the side that a consumer's rules are on: who has the same shares
 // them.
 func (s *share) sideKey(consumer string) string {
-	what := s.kept(consumer)
+	what := s.holdOf(consumer).what
 	switch {
 	case what == holdsShare || s.wayOf() == wayDirectory:
 		return "share"
@@ -102,7 +107,7 @@ func (s *share) sideKey(consumer string) string {
 // A client may be there at both levels.
 func (s *share) needed(side string) (all []access) {
 	for _, g := range s.grants(prefixGrant) {
-		if _, leaving := s.marked(g.leavingKey()); !leaving && s.kept(g.consumer) != "" && s.sideKey(g.consumer) == side {
+		if _, leaving := s.marked(g.leavingKey()); !leaving && !g.ended && s.holdOf(g.consumer).what != "" && s.sideKey(g.consumer) == side {
 			all = append(all, g.accesses...)
 		}
 	}
@@ -168,7 +173,7 @@ func (b *Backend) letIn(ctx context.Context, s *share, consumer string, node bac
 	g := grant{consumer: consumer, node: digest(node.Name)}
 	writes := false
 	for _, other := range s.grants(prefixGrant) {
-		writes = writes || other.consumer == consumer && other.node == g.node && slices.Contains(other.accesses, access{x.User, "rw"})
+		writes = writes || other.of(g) && !other.ended && slices.Contains(other.accesses, access{x.User, "rw"})
 	}
 	if x.User != "" && !x.ReadOnly && readOnly && !writes {
 		x.User = b.readers(consumer)
@@ -180,35 +185,44 @@ func (b *Backend) letIn(ctx context.Context, s *share, consumer string, node bac
 	if err != nil {
 		return nil, err
 	}
-	fresh := s.Metadata[g.key()] == ""
+	where := s.sideKey(consumer)
 	for p := (pause{b: b}); ; {
-		now, err := b.need(ctx, s, g)
-		if errors.Is(err, backend.ErrNotFound) && p.looks > 0 {
+		var asked []access
+		var unasked error
+		if _, ok := s.granted(g); !ok {
+			g.name = newName()
+			if err := b.setMetadata(ctx, "shares/"+s.ID, map[string]string{g.key(): g.value()}); err != nil {
+				return nil, err
+			}
+			// Manila makes the rule while this looks whether it is to be.
+			asked, unasked = b.askForNew(ctx, at, s.needed(where), g.accesses)
+			s.Metadata[g.key()] = g.value()
+		}
+		now, err := b.getShare(ctx, s.ID)
+		if err == nil && !now.letsIn(consumer) || errors.Is(err, backend.ErrNotFound) {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leavingTime) // whatever becomes of the caller
 			defer cancel()
-			return nil, errors.Join(err, b.revoke(ctx, s, consumer, node.Name))
+			return nil, errors.Join(backend.ErrNotFound, b.revoke(ctx, s, consumer, node.Name))
 		}
 		if err != nil {
 			return nil, err
 		}
 		s = now
-		served := b.serve(ctx, at, s.needed(s.sideKey(consumer)), g.accesses, fresh)
-		if served != nil && !errors.Is(served, errGone) {
-			return nil, served
+		if unasked != nil {
+			return nil, unasked
 		}
-		if served == nil && !fresh {
-			return x, nil
-		}
-		// A Revoke of this very grant that began since may not have seen the rule. The
-		// node is let in after it, or not at all.
-		now, err = b.getShare(ctx, s.ID)
-		switch {
-		case err != nil:
+		clear, err := b.clearOf(ctx, s, g)
+		if err != nil {
 			return nil, err
-		case now.stands(g) && served != nil: // somebody else has taken it away
-			return nil, served
-		case now.stands(g):
-			return x, nil
+		}
+		if clear {
+			// Whoever revokes from now on sees that it is needed.
+			switch err := b.serve(ctx, at, s.needed(where), g.accesses, asked); {
+			case err == nil:
+				return x, nil
+			case !errors.Is(err, errGone): // else a Revoke that came before has taken it along
+				return nil, err
+			}
 		}
 		if err := p.sleep(ctx); err != nil {
 			return nil, err
@@ -216,58 +230,37 @@ func (b *Backend) letIn(ctx context.Context, s *share, consumer string, node bac
 	}
 }
 
-// stands says whether a grant is written down, and nobody is at work on it.
-func (s *share) stands(g grant) bool {
-	_, leaving := s.marked(g.leavingKey())
-	return !leaving && s.Metadata[g.key()] != "" && s.letsIn(g.consumer)
+// granted returns the entry of a grant, if it is there and has not ended.
+func (s *share) granted(g grant) (grant, bool) {
+	for _, other := range s.grants(prefixGrant) {
+		if other.of(g) && !other.ended && slices.Equal(other.accesses, g.accesses) {
+			return other, true
+		}
+	}
+	return grant{}, false
+}
+
+// clearOf says whether a grant is written down, and no Revoke at work that may not
+// have seen it. The mark of one that was killed is dropped if it is of the same node, as
+// nothing that is needed may look as if it were leaving.
+func (b *Backend) clearOf(ctx context.Context, s *share, g grant) (bool, error) {
+	long := b.o.Now().Add(-leavingAge)
+	since, leaving := s.marked(g.leavingKey())
+	if leaving && !since.After(long) {
+		if err := b.dropMetadata(ctx, "shares/"+s.ID, g.leavingKey()); err != nil {
+			return false, err
+		}
+		delete(s.Metadata, g.leavingKey())
+		leaving = false
+	}
+	_, written := s.granted(g)
+	return written && !leaving && !s.leaving(g, long), nil
 }
 
 // letsIn says whether a consumer holds something of the share, and goes on to.
 func (s *share) letsIn(consumer string) bool {
-	what := s.kept(consumer)
-	return s.Metadata[holdKey(consumer, what)] == held && (what != holdsShare || !s.deferred() && s.Status != "deleting")
-}
-
-// need writes down what a grant needs, and waits for every Revoke that may have
-// looked before. From then on whoever revokes sees that it is needed. ErrNotFound
-// when the consumer holds it no more.
-func (b *Backend) need(ctx context.Context, s *share, g grant) (*share, error) {
-	path := "shares/" + s.ID
-	for p := (pause{b: b}); ; {
-		if p.looks == 0 || s.Metadata[g.key()] == "" { // a Revoke has taken it along
-			if err := b.setMetadata(ctx, path, map[string]string{g.key(): g.value()}); err != nil {
-				return nil, err
-			}
-		}
-		var err error
-		if s, err = b.getShare(ctx, s.ID); err != nil {
-			return nil, err
-		}
-		if what := s.kept(g.consumer); what != "" && s.Metadata[holdKey(g.consumer, what)] == intended {
-			// Another process is in the middle of exporting it too.
-			if err := p.sleep(ctx); err != nil {
-				return nil, err
-			}
-			continue
-		}
-		if !s.letsIn(g.consumer) {
-			return nil, errors.Join(backend.ErrNotFound, b.dropMetadata(ctx, path, g.key()))
-		}
-		since, leaving := s.marked(g.leavingKey())
-		old := leaving && !since.After(b.o.Now().Add(-leavingAge))
-		if old { // it was killed, and nothing that is needed may look as if it were leaving
-			if err := b.dropMetadata(ctx, path, g.leavingKey()); err != nil {
-				return nil, err
-			}
-			delete(s.Metadata, g.leavingKey())
-		}
-		if (!leaving || old) && !s.leaving(g, b.o.Now().Add(-leavingAge)) && s.Metadata[g.key()] != "" {
-			return s, nil
-		}
-		if err := p.sleep(ctx); err != nil {
-			return nil, err
-		}
-	}
+	h := s.holdOf(consumer)
+	return h.name != "" && h.live() && (h.what != holdsShare || !s.deferred() && s.Status != "deleting")
 }
 
 // accesses are what a node needs for an export.
@@ -339,8 +332,8 @@ func (b *Backend) Revoke(ctx context.Context, consumer, node string) (err error)
 		return err
 	}
 	defer unlock()
-	s, others, err := b.holder(ctx, consumer)
-	if err == nil && s == nil && len(others) == 0 {
+	s, left, err := b.holder(ctx, consumer)
+	if err == nil && s == nil && len(left) == 0 {
 		return b.dropKeys(ctx, consumer)
 	}
 	if err != nil || s == nil {
@@ -378,30 +371,28 @@ func (s *share) leaving(g grant, after time.Time) bool {
 // Manila has no compare-and-swap, so this and Grant look out for each other. This
 // one marks the nodes that leave, lists the rules and then looks who needs them:
 // whoever is not seen there has written its need later, sees the mark, and waits.
-// The rules are denied by the ids that they had before that look.
+// The rules are denied by the ids that they had before that look. What a node has
+// written since the mark is of a Grant that comes after this.
 func (b *Backend) revoke(ctx context.Context, s *share, consumer, node string) error {
 	before, where, begun := s, s.sideKey(consumer), b.o.Now()
 	path, mark := "shares/"+s.ID, begun.UTC().Format(time.RFC3339)+" "+rand.Text()[:12]
-	marks, gone := map[string]string{}, map[string]grant{}
+	marks, gone, names := map[string]string{}, map[string]grant{}, []string(nil)
 	for _, prefix := range []string{prefixGrant, prefixLeaving} { // a killed process may have left no more than its mark
-		for _, g := range s.grants(prefix) {
+		for key, g := range s.grants(prefix) {
 			if g.consumer == consumer && (node == "" || g.node == digest(node)) {
 				marks[g.leavingKey()] = mark
+				if prefix == prefixGrant {
+					gone[key], names = g, append(names, g.name)
+				}
 			}
 		}
 	}
 	if len(marks) == 0 {
 		return nil
 	}
-	collect := func() {
-		for key, g := range s.grants(prefixGrant) {
-			if marks[g.leavingKey()] != "" {
-				gone[key] = g
-			}
-		}
-	}
-	collect()
-	if err := b.setMetadata(ctx, path, marks); err != nil {
+	adds := b.ends(names...)
+	maps.Copy(adds, marks)
+	if err := b.setMetadata(ctx, path, adds); err != nil {
 		return err
 	}
 	at, err := b.side(ctx, s, consumer)
@@ -415,7 +406,6 @@ func (b *Backend) revoke(ctx context.Context, s *share, consumer, node string) e
 	if s, err = b.getShare(ctx, s.ID); err != nil {
 		return err
 	}
-	collect()
 	needed, clients := s.needed(where), map[string]bool{}
 	for _, g := range gone {
 		for _, a := range g.accesses {
@@ -450,13 +440,13 @@ func (b *Backend) revoke(ctx context.Context, s *share, consumer, node string) e
 			return err
 		}
 	}
-	return nil
+	return b.dropOldEnds(ctx, s)
 }
 
 // revokeAfter is revoke once another process that is at work on the same has
 // finished: of two whose marks met, the one with the later mark goes on.
 func (b *Backend) revokeAfter(ctx context.Context, s *share, marks map[string]string, consumer, node string) error {
-	for p := (pause{b: b}); s.holds()[consumer] != ""; {
+	for p := (pause{b: b}); s.holdOf(consumer).name != ""; {
 		busy := false
 		for key, own := range marks {
 			since, marked := s.marked(key)

@@ -29,32 +29,49 @@ func (c *cloud) left() (all []string) {
 }
 
 // meet runs what does one thing once for each change that it makes, with between
-// run before that change, or after it, and says how often that was.
+// run before that change, in the middle of it if it is one of metadata, or after it.
 func meet(t *testing.T, o fakemanila.Options, prepare func(c *cloud), doing func(c *cloud) error, between func(c *cloud), check func(c *cloud, when string, err error)) {
 	t.Helper()
 	points := 0
-	for point, struck := 1, true; struck; point++ {
-		for _, now := range []bool{false, true} {
+	for point, reached := 1, true; reached; point++ {
+		for _, where := range []string{"before", "in the middle of", "after"} {
 			c := newCloud(t, o)
 			prepare(c)
-			struck = false
+			var struck atomic.Bool // between changes things too
+			reached = false
 			c.Strike(func(change int, after bool) bool {
-				if change == point && after == now && !struck {
-					struck = true
-					points++
+				if change != point || struck.Load() {
+					return false
+				}
+				reached = true
+				if where == "in the middle of" {
+					middle := func() {
+						if struck.CompareAndSwap(false, true) {
+							between(c)
+						}
+					}
+					if after {
+						middle = nil
+					}
+					c.Between(middle)
+				} else if after == (where == "after") && struck.CompareAndSwap(false, true) {
 					between(c)
 				}
 				return false
 			})
 			err := doing(c)
 			c.Strike(nil)
-			if !struck {
-				if err != nil {
-					t.Errorf("without the other: %v", err)
-				}
+			c.Between(nil)
+			switch {
+			case struck.Load():
+				points++
+				check(c, where+" change "+fmt.Sprint(point), err)
+			case err != nil:
+				t.Errorf("without the other: %v", err)
+			}
+			if !reached {
 				break
 			}
-			check(c, fmt.Sprintf("at change %d, after it: %v", point, now), err)
 		}
 	}
 	if points < 4 {
@@ -62,7 +79,10 @@ func meet(t *testing.T, o fakemanila.Options, prepare func(c *cloud), doing func
 	}
 }
 
-const first = "at change 1, after it: false"
+// first says whether what comes between comes first: nothing is written yet.
+func first(when string) bool {
+	return strings.HasSuffix(when, " change 1") && !strings.HasPrefix(when, "after")
+}
 
 func short(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
@@ -94,7 +114,7 @@ func TestGrantMeetsItsRevoke(t *testing.T) {
 				if early != nil && !notYet(early) {
 					t.Errorf("%s: grant: %v", when, early)
 				}
-				if early == nil && err == nil && when != first { // where both came one after the other
+				if early == nil && err == nil && !first(when) { // where both came one after the other
 					c.wantIn(kind, when+": let in, and revoked beside it")
 				}
 				ok[*backend.Export](t)(here.Grant(t.Context(), "one", node1, false))
@@ -358,7 +378,7 @@ func TestExportMeetsUnexport(t *testing.T) {
 		if early != nil && !notYet(early) {
 			t.Errorf("%s: export: %v", when, early)
 		}
-		if early == nil && err == nil && when != first {
+		if early == nil && err == nil && !first(when) {
 			c.wantIn("cephx", when)
 		}
 		b := c.open()
@@ -402,5 +422,41 @@ func TestGrantMeetsExport(t *testing.T) {
 			c.Strike(nil)
 			c.wantIn(kind, "exported by both")
 		})
+	}
+}
+
+// TestHoldOfAnother: who is told that a consumer holds a snapshot does not count on a
+// hold that another process has written, and withdraws then.
+func TestHoldOfAnother(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{Delay: slow})
+	here, there := c.open(), c.open()
+	share, snap := c.snapshotted(here, "data")
+	target := backend.Target{SnapshotID: snap.ID}
+	mark := prefixDeleting + snap.ID + ".ANOTHER"
+	c.Alter(func(objects fakemanila.Objects) {
+		objects.Shares[share.ID].Metadata[mark] = time.Now().UTC().Format(time.RFC3339)
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	met := false
+	c.Strike(func(change int, after bool) bool {
+		if change == 2 && !after && !met { // it has seen the mark
+			met = true
+			c.Alter(func(objects fakemanila.Objects) { delete(objects.Shares[share.ID].Metadata, mark) })
+			ok[*backend.Export](t)(there.Export(t.Context(), target, "one"))
+		}
+		if met && after {
+			cancel() // and does not come back
+		}
+		return false
+	})
+	_, err := here.Export(ctx, target, "one")
+	c.Strike(nil)
+	if err == nil || !met {
+		t.Fatalf("it was not withdrawn: %v", err)
+	}
+	ok[*backend.Export](t)(there.ExportOf(t.Context(), "one"))
+	if err := there.DeleteSnapshot(t.Context(), snap.ID); !errors.Is(err, backend.ErrInUse) {
+		t.Errorf("a snapshot that is held was deleted: %v", err)
 	}
 }

@@ -78,7 +78,8 @@ type Backend struct {
 	polls poller
 	paces paces
 
-	lately lately
+	lately  lately
+	decided names // holds
 
 	mu        sync.Mutex
 	locations map[string]cached // by share

@@ -46,16 +46,16 @@ func (b *Backend) DeleteShare(ctx context.Context, id string) (err error) {
 		}
 		// Its name is free for another one from now on, and nobody is let in who has
 		// not written yet that he is.
-		if err := b.setMetadata(ctx, "shares/"+id, map[string]string{keyDeleted: b.o.Now().UTC().Format(time.RFC3339), keyID: deletedID}); err != nil {
+		if err := b.setMetadata(ctx, "shares/"+id, map[string]string{keyDeleted: "true", keyLeft: b.o.Now().UTC().Format(time.RFC3339)}); err != nil {
 			return err
 		}
 		if s, err = b.getShare(ctx, id); err != nil {
 			return err
 		}
 	}
-	for consumer, what := range s.holds() {
-		if what == holdsShare {
-			if err := b.Unexport(ctx, backend.Target{ShareID: id}, consumer); err != nil && !errors.Is(err, backend.ErrNotFound) {
+	for _, h := range s.holds() {
+		if h.what == holdsShare {
+			if err := b.Unexport(ctx, backend.Target{ShareID: id}, h.consumer); err != nil && !errors.Is(err, backend.ErrNotFound) {
 				return err
 			}
 		}
@@ -82,7 +82,7 @@ const sweepTime = time.Minute
 // Sweep implements backend.Sweeper: it removes the shares that were deleted before
 // and have lost their last snapshot by other hands than DeleteSnapshot's.
 func (b *Backend) Sweep(ctx context.Context) (waiting []string, err error) {
-	all, err := b.listShares(ctx, map[string]string{keyInstance: b.o.Instance, keyID: deletedID})
+	all, err := b.listShares(ctx, map[string]string{keyInstance: b.o.Instance, keyDeleted: "true"})
 	if err != nil {
 		return nil, fmt.Errorf("list the shares that wait for their deletion: %w", err)
 	}
@@ -109,7 +109,7 @@ func (b *Backend) Sweep(ctx context.Context) (waiting []string, err error) {
 			slices.Sort(ours)
 			slices.Sort(others)
 			waiting = append(waiting, fmt.Sprintf("share %s was deleted at %s, and goes with the last of its snapshots: Abaca's own %v, and %v that others have made",
-				s.ID, s.Metadata[keyDeleted], ours, others))
+				s.ID, s.Metadata[keyLeft], ours, others))
 		}
 	}
 	return waiting, err
@@ -121,8 +121,8 @@ func (b *Backend) Sweep(ctx context.Context) (waiting []string, err error) {
 func (b *Backend) removeShare(ctx context.Context, s *share) error {
 	id, path := s.ID, "shares/"+s.ID
 	if s.Protocol == "CEPHFS" {
-		for consumer := range s.holds() {
-			if err := b.dropKeys(ctx, consumer); err != nil {
+		for _, h := range s.holds() {
+			if err := b.dropKeys(ctx, h.consumer); err != nil {
 				return err
 			}
 		}

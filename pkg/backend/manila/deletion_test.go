@@ -146,7 +146,8 @@ func TestLateParting(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Alter(func(objects fakemanila.Objects) {
-		objects.Shares[share.ID].Metadata[holdKey("reader", snap.ID)] = parting + time.Now().UTC().Format(" "+time.RFC3339)
+		objects.Shares[share.ID].Metadata[hold{consumer: "reader", what: snap.ID, name: "LATE"}.key()] = time.Now().UTC().Format(time.RFC3339)
+		objects.Shares[share.ID].Metadata[prefixEnd+"LATE"] = time.Now().UTC().Format(time.RFC3339)
 	})
 	if err := errors.Join(b.DeleteSnapshot(t.Context(), snap.ID), b.DeleteShare(t.Context(), share.ID)); err != nil {
 		t.Error(err)

@@ -3,11 +3,14 @@ package manila
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
@@ -15,56 +18,104 @@ import (
 
 // What a consumer holds is written into the metadata of the share, also what it
 // holds of its snapshots: they never outlive it, and every microversion has that.
-// There are two entries: one of the consumer with a constant value, as filters
-// ask for a key and its value, and one of the consumer and what it holds, which
-// is an intent until nobody else can have the same consumer hold something else.
+//
+// Manila reads all metadata of a share and writes all of it whenever one entry is
+// added, so that an entry which is changed or dropped at the same time may be as it
+// was before. What is added stays. So an entry that counts never changes: it has a
+// name of its own, and what ends it is another entry by that name, which stays when
+// the first is dropped, as that may come back.
 
-const (
-	// holdsShare is what a consumer holds that does not hold a snapshot.
-	holdsShare = "share"
+// holdsShare is what a consumer holds that does not hold a snapshot.
+const holdsShare = "share"
 
-	intended = "intended"
-	held     = "held"
-	parting  = "parting" // and since when Unexport is at work on it; nobody is let in any more
-)
-
-func holdKey(consumer, what string) string { return prefixHold + consumer + "." + what }
-
-// marks calls f for each entry of what is held of a share, or is meant to be:
-// holdsShare or the id of a snapshot.
-func (s *share) marks(f func(consumer, what, value string)) {
-	for key, value := range s.Metadata {
-		if rest, ok := strings.CutPrefix(key, prefixHold); ok {
-			consumer, what, _ := strings.Cut(rest, ".") // no consumer has a dot
-			f(consumer, what, value)
-		}
-	}
+// hold is what one Export has written: a consumer holds the share, or a snapshot of it.
+type hold struct {
+	consumer, what string // holdsShare or the id of a snapshot
+	name           string // its own, at random
+	since          time.Time
+	// ended is since when an Unexport is at work on it, or was: nobody is let in by
+	// it any more. Nobody was by one that is withdrawn.
+	ended     time.Time
+	withdrawn bool
 }
 
-// holds returns what is held of a share, by consumer.
-func (s *share) holds() map[string]string {
-	all := map[string]string{}
-	s.marks(func(consumer, what, value string) {
-		if value != intended {
-			all[consumer] = what
+func (h hold) key() string { return prefixHold + h.consumer + "." + h.what + "." + h.name }
+
+func (h hold) live() bool { return h.ended.IsZero() }
+
+// parting says whether an Unexport is at work on it, which began after a time.
+func (h hold) parting(after time.Time) bool { return !h.withdrawn && h.ended.After(after) }
+
+// holds returns what is held of a share, that which counts first: what has not
+// ended, and of that what is oldest.
+func (s *share) holds() (all []hold) {
+	for key, value := range s.Metadata {
+		rest, ok := strings.CutPrefix(key, prefixHold)
+		if !ok {
+			continue
 		}
-	})
+		h := hold{}
+		h.consumer, rest, _ = strings.Cut(rest, ".") // no consumer has a dot
+		h.what, h.name, _ = strings.Cut(rest, ".")
+		h.since, _ = time.Parse(time.RFC3339Nano, value)
+		h.ended = s.ended(h.name)
+		h.withdrawn = strings.HasSuffix(s.Metadata[prefixEnd+h.name], withdrawn)
+		all = append(all, h)
+	}
+	slices.SortFunc(all, hold.compare)
 	return all
 }
 
-// kept is what a consumer holds, or else means to hold; empty for nothing. Who
-// exports again what is held writes its intent over that, for a moment.
-func (s *share) kept(consumer string) (what string) {
-	s.marks(func(c, other, value string) {
-		if c == consumer && (value != intended || what == "") {
-			what = other
+// ended is since when what has a name has ended, or is about to; zero if it has not.
+func (s *share) ended(name string) time.Time {
+	end, ok := s.Metadata[prefixEnd+name]
+	if !ok {
+		return time.Time{}
+	}
+	since, err := time.Parse(time.RFC3339, strings.TrimSuffix(end, withdrawn))
+	if err != nil {
+		return time.Unix(0, 0)
+	}
+	return since
+}
+
+func newName() string { return rand.Text()[:12] }
+
+// withdrawn is what the end of a hold ends with that was never one for its caller.
+const withdrawn = " withdrawn"
+
+// ends is what ends the things that have the names.
+func (b *Backend) ends(names ...string) map[string]string {
+	all := map[string]string{}
+	for _, name := range names {
+		all[prefixEnd+name] = b.o.Now().UTC().Format(time.RFC3339)
+	}
+	return all
+}
+
+func (h hold) compare(other hold) int {
+	rank := func(h hold) int {
+		if h.live() {
+			return 0
 		}
-	})
-	return what
+		return 1
+	}
+	return cmp.Or(cmp.Compare(rank(h), rank(other)), h.since.Compare(other.since), cmp.Compare(h.key(), other.key()))
+}
+
+// holdOf is what a consumer holds of a share, or has held, if the Unexport has not
+// finished; else it holds nothing, and what is empty.
+func (s *share) holdOf(consumer string) hold {
+	for _, h := range s.holds() {
+		if h.consumer == consumer {
+			return h
+		}
+	}
+	return hold{}
 }
 
 func (s *share) target(consumer string) backend.Target {
-	what := s.holds()[consumer]
+	what := s.holdOf(consumer).what
 	if what == holdsShare {
 		return backend.Target{ShareID: s.ID}
 	}
@@ -106,8 +157,9 @@ func (b *Backend) Export(ctx context.Context, target backend.Target, consumer st
 		return nil, err
 	}
 	defer unlock()
-	for p := (pause{b: b}); ; {
-		s, err := b.hold(ctx, target, consumer)
+	again := false
+	for p := (pause{b: b}); ; again = true {
+		s, err := b.hold(ctx, target, consumer, again)
 		if err == nil {
 			if err := b.prepare(ctx, s, consumer); err != nil {
 				return nil, b.giveUp(ctx, err, s, consumer, target)
@@ -123,90 +175,117 @@ func (b *Backend) Export(ctx context.Context, target backend.Target, consumer st
 	}
 }
 
-// holder returns the share that the consumer holds, or a snapshot of which; nil
-// if it holds nothing. others are those that it may come to hold.
-func (b *Backend) holder(ctx context.Context, consumer string) (s *share, others []*share, err error) {
+// holder returns the share that the consumer holds, or a snapshot of which; nil if
+// it holds nothing. left are the shares on which an Unexport of it has not finished.
+func (b *Backend) holder(ctx context.Context, consumer string) (s *share, left []*share, err error) {
 	found, err := b.listShares(ctx, map[string]string{prefixConsumer + consumer: b.o.Instance})
 	for _, f := range found {
+		h := f.holdOf(consumer)
 		switch {
-		case !b.mine(f) || f.Status == "deleting":
-		case f.holds()[consumer] != "":
+		case !b.mine(f) || f.Status == "deleting" || h.what == "":
+		case !h.live():
+			left = append(left, f)
+		case s == nil || h.compare(s.holdOf(consumer)) < 0:
 			s = f
-		default:
-			others = append(others, f)
 		}
 	}
-	return s, others, err
+	return s, left, err
 }
 
-// errUndecided: another process wants the consumer to hold something else, or the
-// snapshot to be deleted; it will be clear in a moment which.
+// errUndecided: another process wants the consumer to hold something else, or to hold
+// it no more, or the snapshot to be deleted; it will be clear in a moment which.
 var errUndecided = fmt.Errorf("%w: another process is at work on it", backend.ErrPending)
 
-// hold writes down what the consumer holds, unless it holds it already. Of two
-// intents the one on the lower share stays, and waits until the other has gone.
-func (b *Backend) hold(ctx context.Context, target backend.Target, consumer string) (*share, error) {
-	s, _, err := b.holder(ctx, consumer)
+// hold writes down what the consumer holds, unless it holds it already. It writes first
+// and then looks who else does, and who deletes the snapshot (see DeleteSnapshot): of
+// two, one sees the other, and who sees that withdraws. listed has it look before, too.
+func (b *Backend) hold(ctx context.Context, target backend.Target, consumer string, listed bool) (*share, error) {
+	if listed {
+		if s, _, err := b.holder(ctx, consumer); err != nil {
+			return nil, err
+		} else if s != nil && s.target(consumer) != target {
+			return nil, fmt.Errorf("%w: this consumer holds %+v", backend.ErrConflict, s.target(consumer))
+		}
+	}
+	s, err := b.holdable(ctx, target, consumer)
 	if err != nil {
 		return nil, err
 	}
-	if s != nil {
-		return s, b.holdOn(ctx, s, target, consumer)
+	what := cmp.Or(target.SnapshotID, holdsShare)
+	switch h := s.holdOf(consumer); {
+	case h.live() && h.what == what && b.decided.has(h.name):
+		return s, nil
+	case h.live() && h.what != "" && h.what != what:
+		return nil, fmt.Errorf("%w: this consumer holds %+v", backend.ErrConflict, s.target(consumer))
+	case h.parting(b.o.Now().Add(-leavingAge)):
+		return nil, errUndecided
 	}
-	if s, err = b.holdable(ctx, target); err != nil {
-		return nil, err
-	}
-	id, what := s.ID, cmp.Or(target.SnapshotID, holdsShare)
-	write := func(value string) error {
-		return b.setMetadata(ctx, "shares/"+id, map[string]string{prefixConsumer + consumer: b.o.Instance, holdKey(consumer, what): value})
-	}
-	if err := write(intended); err != nil {
-		return nil, err
-	}
-	// From here on both sides see each other: who wants something else, and who
-	// deletes the snapshot (see DeleteSnapshot).
-	for p := (pause{b: b}); ; {
-		if s, err = b.decide(ctx, id, target, consumer); err == nil {
-			break
+	path := "shares/" + s.ID
+	mine, own := s.holdOf(consumer), false
+	if mine.what == "" || !mine.live() || mine.since.After(b.o.Now().Add(-adoptAge)) { // whoever has written that may still withdraw it
+		mine, own = hold{consumer: consumer, what: what, name: newName(), since: b.o.Now()}, true
+		if err := b.setMetadata(ctx, path, map[string]string{prefixConsumer + consumer: b.o.Instance, mine.key(): mine.since.UTC().Format(time.RFC3339Nano)}); err != nil {
+			return nil, err
 		}
-		if errors.Is(err, errWaits) {
+	}
+	for p := (pause{b: b}); ; {
+		now, err := b.decide(ctx, s.ID, target, mine)
+		switch {
+		case err == nil:
+			b.lately.saw(b.o.Now(), now)
+			b.decided.add(mine.name)
+			return now, nil
+		case errors.Is(err, errUnlisted):
+			// An Unexport has dropped what the filters find.
+			if err = b.setMetadata(ctx, path, map[string]string{prefixConsumer + consumer: b.o.Instance}); err != nil {
+				return nil, err
+			}
+			fallthrough
+		case errors.Is(err, errWaits):
 			if err = p.sleep(ctx); err == nil {
 				continue
 			}
+			return nil, err
+		case own && (errors.Is(err, errUndecided) || errors.Is(err, backend.ErrNotFound) || errors.Is(err, backend.ErrConflict)):
+			ctx, cancel := context.WithDeadline(ctx, mine.since.Add(withdrawTime))
+			defer cancel()
+			return nil, errors.Join(err, b.withdraw(ctx, s, mine))
 		}
-		if errors.Is(err, errUndecided) || errors.Is(err, backend.ErrNotFound) {
-			return nil, errors.Join(err, b.letGo(ctx, id, consumer, what))
-		}
-		return nil, err // the intent stays for the next call
-	}
-	if err := write(held); err != nil { // both entries, as an Unexport may have dropped the intent meanwhile
 		return nil, err
 	}
-	s.Metadata[holdKey(consumer, what)] = held
-	b.lately.saw(b.o.Now(), s)
-	return s, nil
 }
 
-// holdOn is hold for a consumer that holds something of the share.
-func (b *Backend) holdOn(ctx context.Context, s *share, target backend.Target, consumer string) error {
-	if now := s.target(consumer); now != target {
-		return fmt.Errorf("%w: this consumer holds %+v", backend.ErrConflict, now)
-	}
-	key := holdKey(consumer, s.holds()[consumer])
-	if s.Metadata[key] == held {
-		return nil
-	}
-	since, _ := time.Parse(parting+" "+time.RFC3339, s.Metadata[key])
-	if since.After(b.o.Now().Add(-leavingAge)) {
-		return errUndecided
-	}
-	s.Metadata[key] = held // a killed process has left it so
-	return b.setMetadata(ctx, "shares/"+s.ID, map[string]string{key: held})
+// Who has written a hold withdraws it within withdrawTime, or not at all, so that
+// others may count on one that is older than adoptAge.
+const (
+	withdrawTime = 20 * time.Second
+	adoptAge     = time.Minute
+)
+
+// names are those of the holds that this process has seen decided.
+type names struct {
+	mu  sync.Mutex
+	all map[string]bool
 }
 
-// holdable returns the share that is the target, or whose snapshot is, if that can be
-// mounted.
-func (b *Backend) holdable(ctx context.Context, target backend.Target) (*share, error) {
+func (n *names) add(name string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.all == nil || len(n.all) >= 10_000 {
+		n.all = map[string]bool{}
+	}
+	n.all[name] = true
+}
+
+func (n *names) has(name string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.all[name]
+}
+
+// holdable returns the share that is the target, or whose snapshot is, if the consumer
+// has it already or it can be mounted.
+func (b *Backend) holdable(ctx context.Context, target backend.Target, consumer string) (*share, error) {
 	if target.ShareID != "" {
 		if !validID(target.ShareID) {
 			return nil, backend.ErrNotFound
@@ -217,12 +296,15 @@ func (b *Backend) holdable(ctx context.Context, target backend.Target) (*share, 
 	if err != nil {
 		return nil, err
 	}
-	if stateOf(snap.Status) != usable {
-		return nil, fmt.Errorf("%w: the snapshot is in the state %s", backend.ErrUnavailable, snap.Status)
-	}
 	s, err := b.lateShare(ctx, snap.ShareID) // one that was deleted is there for its snapshots
 	if err != nil {
 		return nil, err
+	}
+	if h := s.holdOf(consumer); h.what == snap.ID && h.live() {
+		return s, nil
+	}
+	if stateOf(snap.Status) != usable {
+		return nil, fmt.Errorf("%w: the snapshot is in the state %s", backend.ErrUnavailable, snap.Status)
 	}
 	switch s.wayOf() {
 	case "":
@@ -233,73 +315,154 @@ func (b *Backend) holdable(ctx context.Context, target backend.Target) (*share, 
 	return s, err
 }
 
-// decide says whether the intent on the share with an id may become a hold, and
-// returns that share. errWaits and errUndecided when it may not; ErrNotFound when
-// there is nothing to hold any more.
-func (b *Backend) decide(ctx context.Context, id string, target backend.Target, consumer string) (*share, error) {
-	s, rivals, err := b.holder(ctx, consumer)
+// decide says whether the hold that was written on the share with an id is one, and
+// returns that share. errWaits while it is not clear yet; errUndecided, ErrConflict and
+// ErrNotFound when it is to be withdrawn.
+func (b *Backend) decide(ctx context.Context, id string, target backend.Target, mine hold) (*share, error) {
+	found, err := b.listShares(ctx, map[string]string{prefixConsumer + mine.consumer: b.o.Instance})
 	if err != nil {
 		return nil, err
 	}
-	if s != nil && s.target(consumer) != target {
-		return nil, errUndecided // the next look says what it holds
-	}
-	what := cmp.Or(target.SnapshotID, holdsShare)
-	for _, r := range rivals {
-		if r.ID < id {
-			return nil, errUndecided
+	var s *share
+	for _, f := range found {
+		if f.ID == id {
+			s = f
 		}
-		if r.ID == id {
-			s = r
-		}
-		r.marks(func(c, other, _ string) {
-			if c == consumer && (r.ID != id || other != what) {
-				err = errWaits
-				if r.ID == id && other < what {
-					err = errUndecided
-				}
-			}
-		})
 	}
-	switch {
-	case err != nil:
+	if s == nil {
+		if s, err = b.getShare(ctx, id); err == nil {
+			err = errUnlisted
+		}
 		return nil, err
-	case s == nil: // it is not listed
+	}
+	if !b.mine(s) || s.Status == "deleting" || target.ShareID != "" && s.deferred() {
 		return nil, backend.ErrNotFound
-	case target.ShareID != "" && (s.deferred() || s.Status == "deleting"):
-		return nil, backend.ErrNotFound
-	case target.ShareID != "":
+	}
+	waits := false
+	for _, f := range found {
+		if !b.mine(f) || f.Status == "deleting" {
+			continue
+		}
+		for _, h := range f.holds() {
+			switch other := f.ID != id || h.what != mine.what; {
+			case h.consumer != mine.consumer:
+			case f.ID == id && h.name == mine.name && !h.live(): // it was ended at once
+				return nil, errUndecided
+			case !h.live() && !other && h.parting(b.o.Now().Add(-leavingAge)):
+				waits = true // for what goes along with that
+			case h.live() && other && b.o.Now().Sub(mine.since) > rivalTime:
+				return nil, backend.ErrConflict
+			case h.live() && other && mine.compare(h) < 0:
+				waits = true // it goes, unless it was decided before
+			case h.live() && other:
+				return nil, errUndecided // the next look says what it holds
+			}
+		}
+	}
+	if waits {
+		return nil, errWaits
+	}
+	if target.ShareID != "" {
 		return s, nil
-	case s.beingDeleted(what, b.o.Now().Add(-markAge)):
+	}
+	if s.beingDeleted(mine.what, b.o.Now().Add(-markAge)) {
 		return nil, errUndecided
 	}
-	_, err = b.findSnapshot(ctx, what)
+	_, err = b.findSnapshot(ctx, mine.what)
 	return s, err
 }
 
-// errWaits: another intent is there, and has to go.
-var errWaits = errors.New("another intent is there")
+var (
+	// errWaits: another process is at work, and will have finished in a moment.
+	errWaits = errors.New("another process is at work on it")
+	// errUnlisted: the share is there, and the consumer's name is not on it.
+	errUnlisted = errors.New("the consumer is not on the share")
+)
 
-// letGo drops what hold has written. What the filters find goes last, unless it
-// is of something else too.
-func (b *Backend) letGo(ctx context.Context, id, consumer, what string) error {
-	err := b.dropMetadata(ctx, "shares/"+id, holdKey(consumer, what))
-	if err != nil {
-		return err
+// rivalTime is how long a hold waits for a younger one of the same consumer, of
+// something else, to withdraw.
+const rivalTime = 5 * time.Second
+
+// withdraw ends a hold that has let nobody in.
+func (b *Backend) withdraw(ctx context.Context, s *share, h hold) error {
+	end := b.ends(h.name)
+	end[prefixEnd+h.name] += withdrawn
+	err := b.setMetadata(ctx, "shares/"+s.ID, end)
+	if err == nil {
+		err = b.letGo(ctx, s.ID, h.consumer, []hold{h})
 	}
+	if errors.Is(err, backend.ErrNotFound) { // the share has gone
+		return nil
+	}
+	return err
+}
+
+// letGo drops holds that have ended. What ended them stays for a while: a hold comes
+// back when somebody has written something else of the share meanwhile. What the
+// filters find goes first, unless the consumer holds something else of the share: an
+// Export that is at work waits for the holds to go, and looks then whether it is found.
+func (b *Backend) letGo(ctx context.Context, id, consumer string, ended []hold) error {
+	path := "shares/" + id
 	s, err := b.getShare(ctx, id)
-	if errors.Is(err, backend.ErrNotFound) {
-		return nil
-	}
 	if err != nil {
 		return err
 	}
-	more := false
-	s.marks(func(c, _, _ string) { more = more || c == consumer })
-	if more {
-		return nil
+	if !s.holdOf(consumer).live() {
+		if err := b.dropMetadata(ctx, path, prefixConsumer+consumer); err != nil {
+			return err
+		}
 	}
-	return b.dropMetadata(ctx, "shares/"+id, prefixConsumer+consumer)
+	for _, h := range ended {
+		if err := b.dropMetadata(ctx, path, h.key()); err != nil {
+			return err
+		}
+	}
+	return b.dropOldEnds(ctx, s)
+}
+
+const (
+	// endAge is how old what has ended something is when no request can be under way
+	// any more that has read that before, and brings it back.
+	endAge = 5 * time.Minute
+	// mostEnds is how many of them one call drops.
+	mostEnds = 8
+)
+
+// dropOldEnds drops what has ended something that is gone for good, and what has come
+// back although it had ended.
+func (b *Backend) dropOldEnds(ctx context.Context, s *share) error {
+	old := s.oldEnds(b.o.Now().Add(-endAge))
+	for _, key := range old[:min(len(old), mostEnds)] {
+		if err := b.dropMetadata(ctx, "shares/"+s.ID, key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// oldEnds are the keys of what has ended before a time and is there all the same, but
+// for holds that an Unexport has to finish, and of what has ended things that are gone.
+func (s *share) oldEnds(before time.Time) (keys []string) {
+	there := map[string]bool{}
+	for key := range s.Metadata {
+		for _, prefix := range []string{prefixHold, prefixGrant, prefixDeleting} {
+			name := key[strings.LastIndex(key, ".")+1:]
+			end := s.Metadata[prefixEnd+name]
+			if !strings.HasPrefix(key, prefix) || end == "" {
+				continue
+			}
+			there[name] = true
+			if s.ended(name).Before(before) && (prefix != prefixHold || strings.HasSuffix(end, withdrawn)) {
+				keys = append(keys, key)
+			}
+		}
+	}
+	for key := range s.Metadata {
+		if name, ok := strings.CutPrefix(key, prefixEnd); ok && !there[name] && s.ended(name).Before(before) {
+			keys = append(keys, key)
+		}
+	}
+	return keys
 }
 
 // prepare makes what the export of a snapshot needs beside the hold.
@@ -444,27 +607,19 @@ func (b *Backend) Unexport(ctx context.Context, target backend.Target, consumer 
 		return err
 	}
 	defer unlock()
-	s, others, err := b.holder(ctx, consumer)
+	s, left, err := b.holder(ctx, consumer)
 	if err != nil {
 		return err
 	}
 	if s != nil {
-		if s.target(consumer) == target {
-			return b.release(ctx, s, consumer, target)
-		}
-		others = append(others, s)
+		left = append(left, s)
 	}
-	if len(others) == 0 { // its share has gone, maybe by other hands
+	if len(left) == 0 { // its share has gone, maybe by other hands
 		return b.dropKeys(ctx, consumer)
 	}
-	// An Export that was killed may have left no more than its intent.
-	for _, other := range others {
-		what := target.SnapshotID
-		if target.ShareID == other.ID {
-			what = holdsShare
-		}
-		if _, ok := other.Metadata[holdKey(consumer, what)]; ok {
-			err = errors.Join(err, b.letGo(ctx, other.ID, consumer, what))
+	for _, s := range left {
+		if s.target(consumer) == target {
+			err = errors.Join(err, b.release(ctx, s, consumer, target))
 		}
 	}
 	return err
@@ -473,8 +628,15 @@ func (b *Backend) Unexport(ctx context.Context, target backend.Target, consumer 
 // release takes away what Grant and Export have made, and then the hold.
 func (b *Backend) release(ctx context.Context, s *share, consumer string, target backend.Target) error {
 	// A Grant that has not yet written what it needs will see this.
-	key, begun := holdKey(consumer, s.holds()[consumer]), b.o.Now()
-	err := b.setMetadata(ctx, "shares/"+s.ID, map[string]string{key: parting + begun.UTC().Format(" "+time.RFC3339)})
+	begun, what := b.o.Now(), cmp.Or(target.SnapshotID, holdsShare)
+	var ended []hold
+	var names []string
+	for _, h := range s.holds() {
+		if h.consumer == consumer && h.what == what {
+			ended, names = append(ended, h), append(names, h.name)
+		}
+	}
+	err := b.setMetadata(ctx, "shares/"+s.ID, b.ends(names...))
 	if err == nil {
 		s, err = b.getShare(ctx, s.ID)
 	}
@@ -498,7 +660,7 @@ func (b *Backend) release(ctx context.Context, s *share, consumer string, target
 	if b.o.Now().Sub(begun) > leavingTime { // somebody may soon take it for what a killed process has left
 		return b.release(ctx, s, consumer, target)
 	}
-	return b.letGo(ctx, s.ID, consumer, s.holds()[consumer])
+	return b.letGo(ctx, s.ID, consumer, ended)
 }
 
 // ExportOf implements backend.Backend.
@@ -524,23 +686,21 @@ func (b *Backend) ListExports(ctx context.Context, after string, limit int) (_ [
 	if err != nil {
 		return nil, false, err
 	}
-	type hold struct {
-		consumer string
-		share    *share
-	}
-	var holds []hold
+	holders := map[string]*share{}
 	for _, s := range all {
 		if s.Status == "deleting" {
 			continue
 		}
-		for consumer := range s.holds() {
-			holds = append(holds, hold{consumer, s})
+		for _, h := range s.holds() {
+			if other := holders[h.consumer]; h.live() && (other == nil || h.compare(other.holdOf(h.consumer)) < 0) {
+				holders[h.consumer] = s
+			}
 		}
 	}
-	page, more := pageOf(holds, func(h hold) string { return h.consumer }, after, limit)
+	page, more := pageOf(slices.Collect(maps.Keys(holders)), func(consumer string) string { return consumer }, after, limit)
 	var out []*backend.Export
-	for _, h := range page {
-		out = append(out, &backend.Export{Target: h.share.target(h.consumer), Consumer: h.consumer})
+	for _, consumer := range page {
+		out = append(out, &backend.Export{Target: holders[consumer].target(consumer), Consumer: consumer})
 	}
 	return out, more, nil
 }

@@ -23,21 +23,22 @@ const (
 	keyID       = "abaca.id"       // digest of instance and name: what filters ask for
 	keyRole     = "abaca.role"
 	keyDraft    = "abaca.draft"
+	keyFilled   = "abaca.filled"  // it is no draft any more
 	keySize     = "abaca.size"    // what was asked for, in GiB
 	keyReady    = "abaca.ready"   // its creation has finished; its value is "true"
-	keyDeleted  = "abaca.deleted" // DeleteShare was called, and snapshots are left
+	keyDeleted  = "abaca.deleted" // DeleteShare was called, and snapshots are left; its value is "true"
+	keyLeft     = "abaca.left"    // since when
 	keySource   = "abaca.source"  // the snapshot it was made from
-
-	deletedID = "deleted" // in the place of keyID's digest then, so that the name is free
 
 	prefixName        = "abaca.name."
 	prefixDescription = "abaca.description." // and the key, and a number
 	prefixClass       = "abaca.class."       // and a parameter that counts later
 	prefixConsumer    = "abaca.consumer."    // and a consumer: its value is the instance
-	prefixHold        = "abaca.hold."        // and a consumer, a dot, and what it holds
-	prefixGrant       = "abaca.grant."       // and a consumer, a dot, a digest of a node, a dot, and one of its value: what lets it in
+	prefixHold        = "abaca.hold."        // and a consumer, a dot, what it holds, a dot, and a name: since when
+	prefixEnd         = "abaca.end."         // and the name of what has one: since when it is ended
+	prefixGrant       = "abaca.grant."       // and a consumer, a dot, a digest of a node, a dot, and a name: what lets it in
 	prefixLeaving     = "abaca.leaving."     // and a consumer, a dot, and a digest of a node: a call of Revoke, and since when
-	prefixDeleting    = "abaca.deleting."    // and a snapshot, a dot, and a call of DeleteSnapshot: since when
+	prefixDeleting    = "abaca.deleting."    // and a snapshot, a dot, and a name: a call of DeleteSnapshot, and since when
 )
 
 // digest is 26 characters that stand for a text.
@@ -127,6 +128,8 @@ func (s *share) asked() int64 {
 	return n
 }
 
+func (s *share) draft() bool { return s.Metadata[keyDraft] == "true" && s.Metadata[keyFilled] == "" }
+
 func (s *share) deferred() bool { return s.Metadata[keyDeleted] != "" }
 
 // mine says whether the share was made by this driver and has not gone softly.
@@ -164,7 +167,7 @@ func (b *Backend) shareCalls() calls[*share] {
 func (b *Backend) public(s *share) *backend.Share {
 	out := &backend.Share{
 		ID: s.ID, Name: take(s.Metadata, prefixName), Size: s.Size * gib, CreatedAt: s.Created.Time, FromSnapshot: s.Metadata[keySource],
-		Draft: s.Metadata[keyDraft] == "true", Role: backend.Role(s.Metadata[keyRole]), Description: s.description(),
+		Draft: s.draft(), Role: backend.Role(s.Metadata[keyRole]), Description: s.description(),
 		Can: backend.Abilities{Snapshot: s.Snapshots, Clone: s.Snapshots && s.Clones, MountSnapshot: s.wayOf() != ""},
 	}
 	if s.class("autoTopology") == "true" {

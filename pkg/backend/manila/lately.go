@@ -39,8 +39,8 @@ func (l *lately) saw(now time.Time, s *share) {
 		l.shares, l.holders = map[string]sight{}, map[string]string{}
 	}
 	l.shares[s.ID] = sight{now, s.clone()}
-	for consumer := range s.holds() {
-		l.holders[consumer] = s.ID
+	for _, h := range s.holds() {
+		l.holders[h.consumer] = s.ID
 	}
 }
 
@@ -62,7 +62,7 @@ func (l *lately) holder(now time.Time, consumer string) *share {
 	l.mu.Lock()
 	id := l.holders[consumer]
 	l.mu.Unlock()
-	if s := l.find(now, id); s != nil && s.holds()[consumer] != "" {
+	if s := l.find(now, id); s != nil && s.holdOf(consumer).name != "" && s.holdOf(consumer).live() {
 		return s
 	}
 	return nil

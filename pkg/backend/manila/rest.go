@@ -176,7 +176,15 @@ func pages[T any](ctx context.Context, b *Backend, path string, q url.Values, ke
 // metadataTries is how often metadata are written that Manila fails to write.
 const metadataTries = 4
 
+// setMetadata adds metadata to a share or a snapshot. Of a share Manila writes all that
+// it has read a moment before, so of several at once one would undo the other; this
+// process writes one after the other, and what other processes do see export.go.
 func (b *Backend) setMetadata(ctx context.Context, of string, metadata map[string]string) error {
+	unlock, err := b.busy.lock(ctx, "metadata of "+of)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	for try := 1; ; try++ {
 		err := b.post(ctx, of+"/metadata", map[string]any{"metadata": metadata}, nil) // PUT would drop the others
 		// Of some at once, Manila's database may take one alone (seen with 2025.1).
@@ -192,7 +200,12 @@ func (b *Backend) setMetadata(ctx context.Context, of string, metadata map[strin
 }
 
 func (b *Backend) dropMetadata(ctx context.Context, of, key string) error {
-	err := b.delete(ctx, of+"/metadata/"+url.PathEscape(key))
+	unlock, err := b.busy.lock(ctx, "metadata of "+of)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	err = b.delete(ctx, of+"/metadata/"+url.PathEscape(key))
 	if errors.Is(err, backend.ErrNotFound) {
 		return nil
 	}

@@ -58,7 +58,7 @@ func (b *Backend) takeAway(ctx context.Context, at side, to string, rules []rule
 		if slices.ContainsFunc(rules, func(r rule) bool { return r.State != "error" }) {
 			return nil
 		}
-		err := b.serve(ctx, at, needed, needed[i:i+1], true)
+		err := b.serve(ctx, at, needed, needed[i:i+1], nil)
 		if refused := (*refusedRule)(nil); errors.As(err, &refused) {
 			return nil // whoever needs it was told, or will be
 		}
@@ -93,19 +93,42 @@ func (r *refusedRule) Unwrap() error { return r.error }
 // errGone: a rule that was asked for is not there.
 var errGone = fmt.Errorf("%w: the access rule has gone again", backend.ErrUnavailable)
 
+// highest is the level that is needed for a client that wants in.
+func highest(needed []access, wanted access) access {
+	if rw := (access{wanted.to, "rw"}); slices.Contains(needed, rw) {
+		return rw
+	}
+	return wanted
+}
+
+// askForNew asks for the rules that are wanted by clients of which nobody has needed one
+// yet, and returns those that there were none of.
+func (b *Backend) askForNew(ctx context.Context, at side, needed, wanted []access) (asked []access, err error) {
+	for _, w := range wanted {
+		if lets(needed, w.to) {
+			continue
+		}
+		made, err := b.askFor(ctx, at, w)
+		if err != nil {
+			return asked, err
+		}
+		if made {
+			asked = append(asked, w)
+		}
+	}
+	return asked, nil
+}
+
 // serve has the rules for the clients that are wanted in effect, each at the
 // highest level that is needed. Where that cannot be, who only reads is let in to
-// read all the same: the rule that he had may have been lost in raising it.
-func (b *Backend) serve(ctx context.Context, at side, needed, wanted []access, fresh bool) error {
+// read all the same: the rule that he had may have been lost in raising it. Rules that
+// were asked for are waited for.
+func (b *Backend) serve(ctx context.Context, at side, needed, wanted, asked []access) error {
 	for _, w := range wanted {
-		rw, ro := access{w.to, "rw"}, access{w.to, "ro"}
-		highest := ro
-		if w == rw || slices.Contains(needed, rw) {
-			highest = rw
-		}
-		err := b.allow(ctx, at, highest, fresh)
-		if refused := (*refusedRule)(nil); highest == rw && errors.As(err, &refused) && slices.Contains(needed, ro) {
-			back := b.allow(ctx, at, ro, true)
+		ro, highest := access{w.to, "ro"}, highest(needed, w)
+		err := b.allow(ctx, at, highest, slices.Contains(asked, w))
+		if refused := (*refusedRule)(nil); highest.level == "rw" && errors.As(err, &refused) && slices.Contains(needed, ro) {
+			back := b.allow(ctx, at, ro, false)
 			if w == ro {
 				err = back
 			} else if back != nil {
@@ -120,19 +143,28 @@ func (b *Backend) serve(ctx context.Context, at side, needed, wanted []access, f
 }
 
 // allow makes a rule, or finds it, and waits until it is in effect, and until the
-// key that goes with it is in the store. fresh says that there is probably none
-// yet. A rule of ours that Manila could not apply goes, as it may block others, and
+// key that goes with it is in the store. asked says that it was asked for a moment ago.
+// A rule of ours that Manila could not apply goes, as it may block others, and
 // its reason is told.
-func (b *Backend) allow(ctx context.Context, at side, a access, fresh bool) error {
+func (b *Backend) allow(ctx context.Context, at side, a access, asked bool) error {
 	kind, to := at.kind, a.to
-	asked, begun := false, b.o.Now()
-	for p := (pause{b: b, kind: "rule"}); ; {
-		var rules []rule
-		if asked || !fresh {
-			var err error
-			if rules, err = b.rulesOn(ctx, at); err != nil {
-				return err
-			}
+	begun := b.o.Now()
+	p := pause{b: b, kind: "rule"}
+	rest := func() error {
+		if err := p.sleep(ctx); err != nil {
+			return fmt.Errorf("the access rule for %s is not in effect yet: %w", to, err)
+		}
+		return nil
+	}
+	if asked {
+		if err := rest(); err != nil {
+			return err
+		}
+	}
+	for {
+		rules, err := b.rulesOn(ctx, at)
+		if err != nil {
+			return err
 		}
 		r := rule{} // none
 		if i := slices.IndexFunc(rules, func(r rule) bool { return r.Type == kind && r.To == to }); i >= 0 {
@@ -141,11 +173,9 @@ func (b *Backend) allow(ctx context.Context, at side, a access, fresh bool) erro
 		low := r.State == "active" && r.Level == "ro" && a.level == "rw"
 		switch {
 		case r.ID == "" && !asked:
-			var err error
-			if asked, err = b.askFor(ctx, at, a); err != nil {
+			if asked, err = b.askFor(ctx, at, a); err != nil { // one that is there already may be on its way out
 				return err
 			}
-			fresh = false // one that is there already may be on its way out
 		case r.ID == "":
 			return fmt.Errorf("%w: %s", errGone, to)
 		case r.State == "error":
@@ -167,7 +197,7 @@ func (b *Backend) allow(ctx context.Context, at side, a access, fresh bool) erro
 			if strings.TrimSpace(told.Detail) != noSuchLevel || a.level != "ro" {
 				return reason
 			}
-			a.level, asked, fresh = "rw", false, true // the node mounts it read-only all the same
+			a.level, asked = "rw", false // the node mounts it read-only all the same
 			continue
 		case low && !b.madeByUs(at, r):
 			return &refusedRule{fmt.Errorf("%w: %s is let in to read only, by a rule that is not ours", backend.ErrConflict, to)}
@@ -181,7 +211,7 @@ func (b *Backend) allow(ctx context.Context, at side, a access, fresh bool) erro
 			if err := b.deny(ctx, at, r); err != nil {
 				return err
 			}
-			asked, fresh = false, true
+			asked = false
 			continue
 		case r.State == "active" && (kind != "cephx" || r.Key != ""):
 			p.ended()
@@ -190,8 +220,8 @@ func (b *Backend) allow(ctx context.Context, at side, a access, fresh bool) erro
 			}
 			return b.o.Keys.Put(ctx, to, r.Key)
 		}
-		if err := p.sleep(ctx); err != nil {
-			return fmt.Errorf("the access rule for %s is not in effect yet: %w", to, err)
+		if err := rest(); err != nil {
+			return err
 		}
 	}
 }

@@ -347,10 +347,10 @@ func (b *Backend) ShareNamed(ctx context.Context, name string) (_ *backend.Share
 func (b *Backend) CommitShare(ctx context.Context, id string) (err error) {
 	defer wrap(&err, "commit share %q", id)
 	s, err := b.findShare(ctx, id)
-	if err != nil || s.Metadata[keyDraft] != "true" {
+	if err != nil || !s.draft() {
 		return err
 	}
-	return b.setMetadata(ctx, "shares/"+id, map[string]string{keyDraft: "false"})
+	return b.setMetadata(ctx, "shares/"+id, map[string]string{keyFilled: "true"})
 }
 
 // ExpandShare implements backend.Backend.

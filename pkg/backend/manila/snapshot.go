@@ -2,7 +2,6 @@ package manila
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/http"
@@ -169,7 +168,7 @@ func (b *Backend) DeleteSnapshot(ctx context.Context, id string) (err error) {
 	if err := dropTwinsOf(ctx, b, b.snapshotCalls(), s); err != nil {
 		return err
 	}
-	mark := ""
+	name, path := "", "shares/"+s.ShareID
 	if s.Status != "deleting" {
 		parent, err := b.unheld(ctx, s)
 		if err != nil {
@@ -177,28 +176,36 @@ func (b *Backend) DeleteSnapshot(ctx context.Context, id string) (err error) {
 		}
 		for _, old := range parent.deletions(id) {
 			if !parent.recent(old, b.o.Now().Add(-markAge)) {
-				if err := b.dropMetadata(ctx, "shares/"+s.ShareID, old); err != nil {
+				if err := b.dropMetadata(ctx, path, old); err != nil {
 					return err
 				}
 			}
 		}
 		// The mark is this call's alone: one that withdraws must leave the others'.
-		mark = prefixDeleting + id + "." + rand.Text()[:12]
-		if err := b.setMetadata(ctx, "shares/"+s.ShareID, map[string]string{mark: b.o.Now().UTC().Format(time.RFC3339)}); err != nil {
+		name = newName()
+		if err := b.setMetadata(ctx, path, map[string]string{prefixDeleting + id + "." + name: b.o.Now().UTC().Format(time.RFC3339)}); err != nil {
 			return err
 		}
 		if _, err := b.unheld(ctx, s); err != nil {
-			return errors.Join(err, b.dropMetadata(ctx, "shares/"+s.ShareID, mark))
+			return errors.Join(err, b.withdrawDeletion(ctx, path, id, name))
 		}
 	}
 	err = b.removeSnapshot(ctx, s)
-	if kept := (*keptError)(nil); errors.As(err, &kept) && mark != "" {
-		return errors.Join(err, b.dropMetadata(ctx, "shares/"+s.ShareID, mark))
+	if kept := (*keptError)(nil); errors.As(err, &kept) && name != "" {
+		return errors.Join(err, b.withdrawDeletion(ctx, path, id, name))
 	}
 	if err != nil {
 		return err
 	}
 	return b.finishDeletion(ctx, s.ShareID, id)
+}
+
+// withdrawDeletion takes back the mark of a deletion that is not to be.
+func (b *Backend) withdrawDeletion(ctx context.Context, path, id, name string) error {
+	if err := b.setMetadata(ctx, path, b.ends(name)); err != nil {
+		return err
+	}
+	return b.dropMetadata(ctx, path, prefixDeleting+id+"."+name)
 }
 
 // finishDeletion is what is left to do for the share of a snapshot that is gone.
@@ -249,8 +256,11 @@ func (s *share) deletions(snapshot string) (marks []string) {
 	return marks
 }
 
-// recent says whether a mark is younger than a time.
+// recent says whether a mark is younger than a time, and was not withdrawn.
 func (s *share) recent(mark string, after time.Time) bool {
+	if !s.ended(mark[strings.LastIndex(mark, ".")+1:]).IsZero() {
+		return false
+	}
 	since, err := time.Parse(time.RFC3339, s.Metadata[mark])
 	return err != nil || since.After(after)
 }
@@ -295,15 +305,15 @@ func (b *Backend) holding(ctx context.Context, s *snapshot) (parent *share, name
 	if parent, err = b.getShare(ctx, s.ShareID); err != nil {
 		return nil, nil, nil, err
 	}
-	parent.marks(func(consumer, what, value string) { // an intent counts too
+	for _, h := range parent.holds() {
 		switch {
-		case what != s.ID:
-		case strings.HasPrefix(value, parting):
-			leaving = append(leaving, consumer)
+		case h.what != s.ID || h.withdrawn:
+		case h.live():
+			names = append(names, h.consumer)
 		default:
-			names = append(names, consumer)
+			leaving = append(leaving, h.consumer)
 		}
-	})
+	}
 	return parent, names, leaving, nil
 }
 
