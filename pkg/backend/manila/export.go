@@ -211,13 +211,18 @@ func (b *Backend) hold(ctx context.Context, target backend.Target, consumer stri
 	if err != nil {
 		return nil, err
 	}
+	if listed {
+		if s, err = b.getShare(ctx, s.ID); err != nil {
+			return nil, err
+		}
+	}
 	what := cmp.Or(target.SnapshotID, holdsShare)
 	switch h := s.holdOf(consumer); {
 	case h.live() && h.what == what && b.decided.has(h.name):
 		return s, nil
 	case h.live() && h.what != "" && h.what != what:
 		return nil, fmt.Errorf("%w: this consumer holds %+v", backend.ErrConflict, s.target(consumer))
-	case h.parting(b.o.Now().Add(-leavingAge)):
+	case h.parting(b.o.Now().Add(-leavingAge)), s.beingDeleted(what, b.o.Now().Add(-markAge)):
 		return nil, errUndecided
 	}
 	path := "shares/" + s.ID

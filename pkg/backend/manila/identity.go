@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/abaca-csi/abaca/pkg/backend"
 )
@@ -21,24 +22,20 @@ import (
 const (
 	keyInstance = "abaca.instance" // Options.Instance
 	keyID       = "abaca.id"       // digest of instance and name: what filters ask for
-	keyRole     = "abaca.role"
-	keyDraft    = "abaca.draft"
-	keyFilled   = "abaca.filled"  // it is no draft any more
-	keySize     = "abaca.size"    // what was asked for, in GiB
-	keyReady    = "abaca.ready"   // its creation has finished; its value is "true"
-	keyDeleted  = "abaca.deleted" // DeleteShare was called, and snapshots are left; its value is "true"
-	keyLeft     = "abaca.left"    // since when
-	keySource   = "abaca.source"  // the snapshot it was made from
+	keyRole     = "abaca.role"     // of a snapshot
+	keyFilled   = "abaca.filled"   // it is no draft any more
+	keyReady    = "abaca.ready"    // its creation has finished; its value is "true"
+	keyDeleted  = "abaca.deleted"  // DeleteShare was called, and snapshots are left; its value is "true"
+	keyLeft     = "abaca.left"     // since when
 
-	prefixName        = "abaca.name."
-	prefixDescription = "abaca.description." // and the key, and a number
-	prefixClass       = "abaca.class."       // and a parameter that counts later
-	prefixConsumer    = "abaca.consumer."    // and a consumer: its value is the instance
-	prefixHold        = "abaca.hold."        // and a consumer, a dot, what it holds, a dot, and a name: since when
-	prefixEnd         = "abaca.end."         // and the name of what has one: since when it is ended
-	prefixGrant       = "abaca.grant."       // and a consumer, a dot, a digest of a node, a dot, and a name: what lets it in
-	prefixLeaving     = "abaca.leaving."     // and a consumer, a dot, and a digest of a node: a call of Revoke, and since when
-	prefixDeleting    = "abaca.deleting."    // and a snapshot, a dot, and a name: a call of DeleteSnapshot, and since when
+	prefixAbout    = "abaca.about."    // of a share, and a number: what never changes; see about
+	prefixName     = "abaca.name."     // of a snapshot, and a number
+	prefixConsumer = "abaca.consumer." // and a consumer: its value is the instance
+	prefixHold     = "abaca.hold."     // and a consumer, a dot, what it holds, a dot, and a name: since when
+	prefixEnd      = "abaca.end."      // and the name of what has one: since when it is ended
+	prefixGrant    = "abaca.grant."    // and a consumer, a dot, a digest of a node, a dot, and a name: what lets it in
+	prefixLeaving  = "abaca.leaving."  // and a consumer, a dot, and a digest of a node: a call of Revoke, and since when
+	prefixDeleting = "abaca.deleting." // and a snapshot, a dot, and a name: a call of DeleteSnapshot, and since when
 )
 
 // digest is 26 characters that stand for a text.
@@ -61,24 +58,33 @@ func put(metadata map[string]string, prefix, text string) {
 	if text = url.QueryEscape(text); text == "" {
 		text = blank
 	}
-	for i := 0; i == 0 || len(text) > 0; i++ {
+	cut(metadata, prefix, text)
+}
+
+// take reads what put has written.
+func take(metadata map[string]string, prefix string) string {
+	text, _ := url.QueryUnescape(joined(metadata, prefix)) // empty for blank
+	return text
+}
+
+// cut writes a text that needs no encoding, and is not empty.
+func cut(metadata map[string]string, prefix, text string) {
+	for i := 0; len(text) > 0; i++ {
 		n := min(len(text), maxValue)
 		metadata[prefix+strconv.Itoa(i)], text = text[:n], text[n:]
 	}
 }
 
-// take reads what put has written.
-func take(metadata map[string]string, prefix string) string {
+// joined reads what cut has written.
+func joined(metadata map[string]string, prefix string) string {
 	var all strings.Builder
 	for i := 0; ; i++ {
 		part, ok := metadata[prefix+strconv.Itoa(i)]
 		if !ok {
-			break
+			return all.String()
 		}
 		all.WriteString(part)
 	}
-	text, _ := url.QueryUnescape(all.String()) // empty for blank
-	return text
 }
 
 // label is what an operator sees as the name: at most 255 characters.
@@ -89,46 +95,59 @@ func label(name string) string {
 	return "abaca-" + digest(name)
 }
 
-// describe is the metadata of a new share.
-func (b *Backend) describe(req backend.CreateShareRequest, size int64, class map[string]string) map[string]string {
-	m := map[string]string{
-		keySize:     strconv.FormatInt(size, 10),
-		keyInstance: b.o.Instance, keyID: b.id(req.Name), keyRole: string(req.Role), keyDraft: strconv.FormatBool(req.Draft),
-	}
-	if req.FromSnapshot != "" {
-		m[keySource] = req.FromSnapshot
-	}
-	put(m, prefixName, req.Name)
-	for k, v := range req.Description {
-		put(m, prefixDescription+url.QueryEscape(k)+".", v)
-	}
-	for k, v := range class {
-		put(m, prefixClass+k+".", v)
-	}
-	return m
+// about is what a share was made for. It is one text of metadata, as Manila writes all
+// entries of a share, one after the other, whenever one is added.
+type about struct {
+	name, role, source string            // source is the snapshot that it was made from
+	draft              bool              // at first
+	size               int64             // that was asked for, in GiB
+	description, class map[string]string // class has the parameters that count later
 }
 
-func (s *share) class(parameter string) string { return take(s.Metadata, prefixClass+parameter+".") }
+const (
+	aboutDescription = "description."
+	aboutClass       = "class."
+)
 
-func (s *share) description() map[string]string {
-	m := map[string]string{}
-	for key := range s.Metadata {
-		rest, ok := strings.CutPrefix(key, prefixDescription)
-		if k, first := strings.CutSuffix(rest, ".0"); ok && first {
-			name, _ := url.QueryUnescape(k)
-			m[name] = take(s.Metadata, prefixDescription+k+".")
+func (a about) write(metadata map[string]string) {
+	q := url.Values{"name": {a.name}, "role": {a.role}, "size": {strconv.FormatInt(a.size, 10)}, "draft": {strconv.FormatBool(a.draft)}}
+	if a.source != "" {
+		q.Set("source", a.source)
+	}
+	for k, v := range a.description {
+		q.Set(aboutDescription+k, v)
+	}
+	for k, v := range a.class {
+		q.Set(aboutClass+k, v)
+	}
+	cut(metadata, prefixAbout, q.Encode())
+}
+
+func (s *share) about() about {
+	q, _ := url.ParseQuery(joined(s.Metadata, prefixAbout))
+	a := about{name: q.Get("name"), role: q.Get("role"), source: q.Get("source"), draft: q.Get("draft") == "true",
+		description: map[string]string{}, class: map[string]string{}}
+	a.size, _ = strconv.ParseInt(q.Get("size"), 10, 64)
+	for k := range q {
+		if name, ok := strings.CutPrefix(k, aboutDescription); ok {
+			a.description[name] = q.Get(k)
+		} else if name, ok := strings.CutPrefix(k, aboutClass); ok {
+			a.class[name] = q.Get(k)
 		}
 	}
+	return a
+}
+
+// describe is the metadata of a new share.
+func (b *Backend) describe(req backend.CreateShareRequest, size int64, class map[string]string) map[string]string {
+	m := map[string]string{keyInstance: b.o.Instance, keyID: b.id(req.Name)}
+	about{name: req.Name, role: string(req.Role), source: req.FromSnapshot, draft: req.Draft, size: size, description: req.Description, class: class}.write(m)
 	return m
 }
 
-// asked is the size in GiB that the share was made for.
-func (s *share) asked() int64 {
-	n, _ := strconv.ParseInt(s.Metadata[keySize], 10, 64)
-	return n
-}
+func (s *share) class(parameter string) string { return s.about().class[parameter] }
 
-func (s *share) draft() bool { return s.Metadata[keyDraft] == "true" && s.Metadata[keyFilled] == "" }
+func (s *share) draft() bool { return s.about().draft && s.Metadata[keyFilled] == "" }
 
 func (s *share) deferred() bool { return s.Metadata[keyDeleted] != "" }
 
@@ -152,25 +171,47 @@ func (b *Backend) named(ctx context.Context, name string) ([]*share, error) {
 // sharesOf is named for the id of a name.
 func (b *Backend) sharesOf(ctx context.Context, id string) ([]*share, error) {
 	found, err := b.listShares(ctx, map[string]string{keyID: id})
-	found = slices.DeleteFunc(found, func(s *share) bool { return !b.mine(s) || s.deferred() || s.Status == "deleting" })
+	return b.counting(found, id), err
+}
+
+// counting are those of some shares that were made for the name with an id.
+func (b *Backend) counting(all []*share, id string) (found []*share) {
+	for _, s := range all {
+		if s.Metadata[keyID] == id && b.mine(s) && !s.deferred() && s.Status != "deleting" {
+			found = append(found, s.clone())
+		}
+	}
 	sortTwins(found)
-	return found, err
+	return found
+}
+
+// sharesSeen is sharesOf, as they were at most so long ago. While several shares are
+// waited for, one listing answers for all.
+func (b *Backend) sharesSeen(ctx context.Context, id string, age time.Duration) (sight[*share], error) {
+	if age > 0 && b.polls.many() {
+		at, all, err := b.listed(ctx, age)
+		return sight[*share]{at, b.counting(all, id)}, err
+	}
+	at := b.o.Now()
+	found, err := b.sharesOf(ctx, id)
+	return sight[*share]{at, found}, err
 }
 
 func (b *Backend) shareCalls() calls[*share] {
-	return calls[*share]{b.sharesOf, b.getShare, b.removeShare, func(ctx context.Context, s *share) error {
+	return calls[*share]{b.sharesOf, b.sharesSeen, b.getShare, b.removeShare, func(ctx context.Context, s *share) error {
 		return b.setMetadata(ctx, "shares/"+s.ID, map[string]string{keyReady: "true"})
 	}}
 }
 
 // public is a share in the terms of the contract.
 func (b *Backend) public(s *share) *backend.Share {
+	is := s.about()
 	out := &backend.Share{
-		ID: s.ID, Name: take(s.Metadata, prefixName), Size: s.Size * gib, CreatedAt: s.Created.Time, FromSnapshot: s.Metadata[keySource],
-		Draft: s.draft(), Role: backend.Role(s.Metadata[keyRole]), Description: s.description(),
+		ID: s.ID, Name: is.name, Size: s.Size * gib, CreatedAt: s.Created.Time, FromSnapshot: is.source,
+		Draft: s.draft(), Role: backend.Role(is.role), Description: is.description,
 		Can: backend.Abilities{Snapshot: s.Snapshots, Clone: s.Snapshots && s.Clones, MountSnapshot: s.wayOf() != ""},
 	}
-	if s.class("autoTopology") == "true" {
+	if is.class["autoTopology"] == "true" {
 		out.Zone = s.Zone
 	}
 	if stateOf(s.Status) == failed {
@@ -225,8 +266,14 @@ func (b *Backend) snapshotsWith(ctx context.Context, id string) ([]*snapshot, er
 	return found, err
 }
 
+func (b *Backend) snapshotsSeen(ctx context.Context, id string, _ time.Duration) (sight[*snapshot], error) {
+	at := b.o.Now()
+	found, err := b.snapshotsWith(ctx, id)
+	return sight[*snapshot]{at, found}, err
+}
+
 func (b *Backend) snapshotCalls() calls[*snapshot] {
-	return calls[*snapshot]{b.snapshotsWith, b.getSnapshot, b.removeSnapshot, func(ctx context.Context, s *snapshot) error {
+	return calls[*snapshot]{b.snapshotsWith, b.snapshotsSeen, b.getSnapshot, b.removeSnapshot, func(ctx context.Context, s *snapshot) error {
 		if b.minor >= sinceSnapMetadata {
 			return b.setMetadata(ctx, "snapshots/"+s.ID, map[string]string{keyReady: "true"})
 		}

@@ -12,11 +12,11 @@ import (
 // Manila again before what he does counts.
 type lately struct {
 	mu      sync.Mutex
-	shares  map[string]sight  // by id
-	holders map[string]string // ids, by consumer
+	shares  map[string]glimpse // by id
+	holders map[string]string  // ids, by consumer
 }
 
-type sight struct {
+type glimpse struct {
 	at    time.Time
 	share *share
 }
@@ -36,9 +36,9 @@ func (l *lately) saw(now time.Time, s *share) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.shares == nil || len(l.shares) >= latelyMost || len(l.holders) >= latelyMost {
-		l.shares, l.holders = map[string]sight{}, map[string]string{}
+		l.shares, l.holders = map[string]glimpse{}, map[string]string{}
 	}
-	l.shares[s.ID] = sight{now, s.clone()}
+	l.shares[s.ID] = glimpse{now, s.clone()}
 	for _, h := range s.holds() {
 		l.holders[h.consumer] = s.ID
 	}

@@ -97,7 +97,7 @@ func TestNotListed(t *testing.T) {
 	b := c.open()
 	data := ok[*backend.Share](t)(b.CreateShare(t.Context(), request("data")))
 	b.polls.waiting.Store(3)
-	b.polls.listed, b.polls.shares = time.Now(), map[string]*share{}
+	b.polls.listed, b.polls.shares = time.Now(), nil
 	if s, err := b.glance(t.Context(), data.ID, time.Hour); s == nil || err != nil {
 		t.Errorf("it is there: %v, %v", s, err)
 	}

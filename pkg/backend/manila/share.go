@@ -31,25 +31,25 @@ func (b *Backend) CreateShare(ctx context.Context, req backend.CreateShareReques
 	for zone := 0; ; {
 		tried := ""
 		s, err := attempts(func() (*share, error) {
-			found, err := b.named(ctx, req.Name)
+			seen, err := b.sharesSeen(ctx, b.id(req.Name), 0)
 			if err != nil {
 				return nil, pendingOr(err) // an earlier call may have made one
 			}
 			kind := "" // it may have been made long ago
-			if len(found) == 0 {
+			if len(seen.found) == 0 {
 				in := req
 				in.Zones = req.Zones[min(zone, len(req.Zones)):]
 				made, err := b.make(ctx, in)
 				if err != nil {
 					return nil, err
 				}
-				found, kind = []*share{made}, "create"
+				seen.found, kind = []*share{made}, "create"
 				if req.FromSnapshot != "" {
 					kind = "clone"
 				}
 			}
-			tried = found[0].Zone
-			return b.finish(ctx, req, found, kind)
+			tried = seen.found[0].Zone
+			return b.finish(ctx, req, seen, kind)
 		})
 		// The orchestrator may want it in the same zones the next time, and in the same order.
 		if errors.Is(err, backend.ErrExhausted) && !errors.Is(err, backend.ErrPending) && choosesZone(req) {
@@ -130,7 +130,9 @@ func (b *Backend) make(ctx context.Context, req backend.CreateShareRequest) (*sh
 	if err = knownToBe(err, answer.Share.ID); err != nil {
 		return nil, err
 	}
-	return &answer.Share, nil
+	made := &answer.Share
+	made.Metadata = metadata // who has made it knows what it is for
+	return made, nil
 }
 
 // knownToBe is the error of a request that makes something, whose answer has an id. It
@@ -223,30 +225,29 @@ func (b *Backend) shareType(ctx context.Context, name string) (*shareType, error
 	}
 }
 
-// finish brings the share that counts, the first that was found, to its end. Kind is
+// finish brings the share that counts, the first that was seen, to its end. Kind is
 // that of the work, if this call has just begun it.
-func (b *Backend) finish(ctx context.Context, req backend.CreateShareRequest, found []*share, kind string) (*share, error) {
-	s := found[0]
+func (b *Backend) finish(ctx context.Context, req backend.CreateShareRequest, seen sight[*share], kind string) (s *share, err error) {
+	s = seen.found[0]
 	if err := b.fits(s, req); err != nil {
 		return nil, err
 	}
 	if s.ready() {
-		_, err := dropTwins(ctx, b, b.shareCalls(), found, twinAge)
+		_, err := dropTwins(ctx, b, b.shareCalls(), seen.found, twinAge)
 		return s, err
 	}
-	s, err := b.await(ctx, s.ID, kind, func(s *share) bool { return stateOf(s.Status) != passing })
-	switch {
-	case err != nil:
-		return nil, pendingOr(err)
-	case s == nil:
-		return nil, errAgain
-	case stateOf(s.Status) == failed:
+	if stateOf(s.Status) == passing {
+		if s, seen, err = b.awaitShare(ctx, s, kind); err != nil {
+			return nil, err
+		}
+	}
+	if stateOf(s.Status) == failed {
 		reason := why("Manila could not make the share", b.complaint(ctx, s.ID, time.Time{}, creating...))
 		return nil, undone(reason, b.removeShare(ctx, s))
 	}
-	if s.Size < s.asked() {
+	if s.Size < s.about().size {
 		clone := s
-		s, err = b.extend(ctx, s, s.asked())
+		s, err = b.extend(ctx, s, s.about().size)
 		for _, final := range []error{backend.ErrExhausted, backend.ErrUnsupported, backend.ErrInvalid} {
 			if errors.Is(err, final) { // it will not have the size, so it goes
 				return nil, undone(err, b.removeShare(ctx, clone))
@@ -255,8 +256,16 @@ func (b *Backend) finish(ctx context.Context, req backend.CreateShareRequest, fo
 		if err != nil {
 			return nil, pendingOr(err)
 		}
+		seen = sight[*share]{}
 	}
-	return s, settleTwins(ctx, b, b.shareCalls(), s, kind != "")
+	return s, settleTwins(ctx, b, b.shareCalls(), s, kind != "", seen)
+}
+
+// awaitShare is awaitMade for a share.
+func (b *Backend) awaitShare(ctx context.Context, s *share, kind string) (*share, sight[*share], error) {
+	b.polls.waiting.Add(1)
+	defer b.polls.waiting.Add(-1)
+	return awaitMade(ctx, b, b.shareCalls(), s, kind)
 }
 
 // pendingOr makes the error of a step that will be repeated one that says so: a
@@ -270,10 +279,11 @@ func pendingOr(err error) error {
 
 // fits compares a share with a request for one of its name.
 func (b *Backend) fits(s *share, req backend.CreateShareRequest) error {
-	if s.Metadata[keySource] != req.FromSnapshot || s.Metadata[keyRole] != string(req.Role) || !maps.Equal(s.description(), req.Description) {
+	is := s.about()
+	if is.source != req.FromSnapshot || is.role != string(req.Role) || !maps.Equal(is.description, req.Description) {
 		return fmt.Errorf("%w: share %s was made for another purpose", backend.ErrConflict, s.ID)
 	}
-	size := s.asked() // a clone may not have it yet
+	size := is.size // a clone may not have it yet
 	if s.ready() {
 		size = s.Size
 	}
@@ -337,7 +347,7 @@ func (b *Backend) ShareNamed(ctx context.Context, name string) (_ *backend.Share
 	}
 	share := b.public(found[0])
 	if !found[0].ready() {
-		share.Size = found[0].asked() * gib
+		share.Size = found[0].about().size * gib
 		err = fmt.Errorf("%w: it was begun, and is not finished", backend.ErrPending)
 	}
 	return share, err

@@ -25,19 +25,19 @@ func (b *Backend) CreateSnapshot(ctx context.Context, req backend.CreateSnapshot
 	}
 	defer unlock()
 	return attempts(func() (*backend.Snapshot, error) {
-		found, err := b.snapshotsWith(ctx, b.id(req.Name))
+		seen, err := b.snapshotsSeen(ctx, b.id(req.Name), 0)
 		if err != nil {
 			return nil, pendingOr(err) // an earlier call may have cut one
 		}
 		kind := ""
-		if len(found) == 0 {
+		if len(seen.found) == 0 {
 			cut, err := b.cut(ctx, req)
 			if err != nil {
 				return nil, err
 			}
-			found, kind = []*snapshot{cut}, "snapshot"
+			seen.found, kind = []*snapshot{cut}, "snapshot"
 		}
-		s, err := b.finishSnapshot(ctx, req, found, kind)
+		s, err := b.finishSnapshot(ctx, req, seen, kind)
 		if err != nil {
 			return nil, err
 		}
@@ -46,8 +46,8 @@ func (b *Backend) CreateSnapshot(ctx context.Context, req backend.CreateSnapshot
 }
 
 // finishSnapshot is finish for a snapshot.
-func (b *Backend) finishSnapshot(ctx context.Context, req backend.CreateSnapshotRequest, found []*snapshot, kind string) (*snapshot, error) {
-	s := found[0]
+func (b *Backend) finishSnapshot(ctx context.Context, req backend.CreateSnapshotRequest, seen sight[*snapshot], kind string) (s *snapshot, err error) {
+	s = seen.found[0]
 	if s.ShareID != req.ShareID || s.Metadata[keyRole] != string(req.Role) {
 		return nil, fmt.Errorf("%w: snapshot %s is of share %s", backend.ErrConflict, s.ID, s.ShareID)
 	}
@@ -55,20 +55,19 @@ func (b *Backend) finishSnapshot(ctx context.Context, req backend.CreateSnapshot
 		if stateOf(s.Status) == failed { // somebody has it, so it stays
 			return nil, fmt.Errorf("%w: snapshot %s is in the state %s: an administrator has to look", backend.ErrUnavailable, s.ID, s.Status)
 		}
-		_, err := dropTwins(ctx, b, b.snapshotCalls(), found, twinAge)
+		_, err := dropTwins(ctx, b, b.snapshotCalls(), seen.found, twinAge)
 		return s, err
 	}
-	s, err := b.awaitSnapshot(ctx, s.ID, kind, func(s *snapshot) bool { return stateOf(s.Status) != passing })
-	switch {
-	case err != nil:
-		return nil, pendingOr(err)
-	case s == nil:
-		return nil, errAgain
-	case stateOf(s.Status) == failed:
+	if stateOf(s.Status) == passing {
+		if s, seen, err = awaitMade(ctx, b, b.snapshotCalls(), s, kind); err != nil {
+			return nil, err
+		}
+	}
+	if stateOf(s.Status) == failed {
 		reason := why("Manila could not cut the snapshot", b.complaint(ctx, s.ID, time.Time{}, creating...))
 		return nil, undone(reason, b.removeSnapshot(ctx, s))
 	}
-	return s, settleTwins(ctx, b, b.snapshotCalls(), s, kind != "")
+	return s, settleTwins(ctx, b, b.snapshotCalls(), s, kind != "", seen)
 }
 
 // cut asks for a new snapshot.

@@ -60,9 +60,17 @@ func sortTwins[T object](found []T) {
 	})
 }
 
+// sight is what was made for one name, the object that counts first, as it was asked
+// for at a time.
+type sight[T object] struct {
+	at    time.Time
+	found []T
+}
+
 // calls are those of the API for one kind of object.
 type calls[T object] struct {
-	named  func(ctx context.Context, id string) ([]T, error) // sorted; id is that of the name
+	named  func(ctx context.Context, id string) ([]T, error)                         // sorted; id is that of the name
+	seen   func(ctx context.Context, id string, age time.Duration) (sight[T], error) // not older
 	get    func(ctx context.Context, id string) (T, error)
 	remove func(ctx context.Context, o T) error
 	mark   func(ctx context.Context, o T) error // as ready
@@ -85,16 +93,52 @@ func attempts[T any](do func() (T, error)) (T, error) {
 	}
 }
 
+// awaitMade waits until an object that is being made is done, by looking at all that
+// is there of its name: who marks it as ready need not look again. errAgain when it is
+// gone.
+func awaitMade[T object](ctx context.Context, b *Backend, c calls[T], o T, kind string) (T, sight[T], error) {
+	type look struct {
+		o    T
+		seen sight[T]
+	}
+	id := o.it().ID
+	got, err := watch(ctx, b, id, kind, func(age time.Duration) (*look, error) {
+		seen, err := c.seen(ctx, o.it().Metadata[keyID], age)
+		if errors.Is(err, backend.ErrNotFound) { // that is not said of one object
+			err = fmt.Errorf("%w: %s", backend.ErrUnavailable, err)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if i := slices.IndexFunc(seen.found, func(f T) bool { return f.it().ID == id }); i >= 0 {
+			return &look{seen.found[i], seen}, nil
+		}
+		o, err := c.get(ctx, id)
+		return &look{o: o}, err
+	}, func(l *look) bool { return stateOf(l.o.it().Status) != passing })
+	switch {
+	case err != nil:
+		return o, sight[T]{}, pendingOr(err)
+	case got == nil:
+		return o, sight[T]{}, errAgain
+	}
+	return got.o, got.seen, nil
+}
+
 // settleTwins marks an object that is done as ready, once it is the only one for its
-// name; errAgain when another one counts. own says that this call has made it.
-func settleTwins[T object](ctx context.Context, b *Backend, c calls[T], o T, own bool) error {
+// name; errAgain when another one counts. own says that this call has made it, and seen
+// what was there of the name when it was done.
+func settleTwins[T object](ctx context.Context, b *Backend, c calls[T], o T, own bool, seen sight[T]) error {
 	m := o.it()
-	for p := (pause{b: b}); ; {
-		looked := b.o.Now()
-		found, err := c.named(ctx, m.Metadata[keyID])
+	for p := (pause{b: b}); ; seen = (sight[T]{}) {
+		if b.o.Now().Sub(seen.at) > markTime/2 {
+			var err error
+			if seen, err = c.seen(ctx, m.Metadata[keyID], 0); err != nil {
+				return pendingOr(err)
+			}
+		}
+		found := seen.found
 		switch {
-		case err != nil:
-			return pendingOr(err)
 		case len(found) == 0:
 			return fmt.Errorf("%w: Manila does not list %s", backend.ErrPending, m.ID)
 		case found[0].it().ID != m.ID && own:
@@ -110,7 +154,7 @@ func settleTwins[T object](ctx context.Context, b *Backend, c calls[T], o T, own
 			return err
 		}
 		if rest == "" {
-			ctx, cancel := context.WithDeadline(ctx, looked.Add(markTime))
+			ctx, cancel := context.WithDeadline(ctx, seen.at.Add(markTime))
 			defer cancel()
 			if err := c.mark(ctx, o); err != nil {
 				return pendingOr(err)

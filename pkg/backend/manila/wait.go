@@ -15,9 +15,9 @@ import (
 // asks for that; several share one listing.
 type poller struct {
 	waiting atomic.Int32
-	// The last listing; whoever has the lock "listing" may read and write it.
+	// The last listing, and when it was asked for; whoever has the lock "listing" may read and write it.
 	listed time.Time
-	shares map[string]*share
+	shares []*share
 }
 
 // await looks at a share until done says so, and returns it as it was last; nil
@@ -62,36 +62,43 @@ func watch[T any](ctx context.Context, b *Backend, what, kind string, look func(
 // given age answers for all, but that a share is gone is what Manila says of that
 // share alone.
 func (b *Backend) glance(ctx context.Context, id string, age time.Duration) (*share, error) {
-	if b.polls.waiting.Load() >= 3 {
-		if s, err := b.listed(ctx, id, age); s != nil || err != nil {
-			return s, err
+	if b.polls.many() {
+		_, all, err := b.listed(ctx, age)
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range all {
+			if s.ID == id {
+				return s.clone(), nil
+			}
 		}
 	}
 	return b.getShare(ctx, id)
 }
 
-// listed returns a share of a listing of at most the given age, or nil.
-func (b *Backend) listed(ctx context.Context, id string, age time.Duration) (*share, error) {
+// many says whether several shares are waited for.
+func (p *poller) many() bool { return p.waiting.Load() >= 3 }
+
+// listed returns all shares of a listing of at most the given age, and when that was
+// asked for. Nobody may change them.
+func (b *Backend) listed(ctx context.Context, age time.Duration) (time.Time, []*share, error) {
 	// One lists and the others wait, each no longer than its own time.
 	unlock, err := b.busy.lock(ctx, "listing")
 	if err != nil {
-		return nil, err
+		return time.Time{}, nil, err
 	}
 	defer unlock()
-	if b.o.Now().Sub(b.polls.listed) >= age {
+	if at := b.o.Now(); at.Sub(b.polls.listed) >= age {
 		all, err := b.ours(ctx)
 		if errors.Is(err, backend.ErrNotFound) { // that is not said of a share
 			err = fmt.Errorf("%w: %s", backend.ErrUnavailable, err)
 		}
 		if err != nil {
-			return nil, err
+			return time.Time{}, nil, err
 		}
-		b.polls.listed, b.polls.shares = b.o.Now(), map[string]*share{}
-		for _, s := range all {
-			b.polls.shares[s.ID] = s
-		}
+		b.polls.listed, b.polls.shares = at, all
 	}
-	return b.polls.shares[id], nil
+	return b.polls.listed, b.polls.shares, nil
 }
 
 // pause is the time between two looks at work of one kind. The first is when that
