@@ -27,6 +27,18 @@ type Harness struct {
 	// does not exist reads as empty. Where they are nil, contents are not checked.
 	Write func(t *testing.T, export *backend.Export, file, content string)
 	Read  func(t *testing.T, export *backend.Export, file string) string
+	// Slow is a storage where each step takes so long that few callers at once meet
+	// at every one of them.
+	Slow bool
+}
+
+// callers is enough for every pair of steps of two calls to meet some time: a multiple
+// of four.
+func (h Harness) callers() int {
+	if h.Slow {
+		return 8
+	}
+	return 32
 }
 
 // tests is ordered from what others build on to what builds on others: read the

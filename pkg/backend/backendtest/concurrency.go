@@ -8,18 +8,15 @@ import (
 	"github.com/abaca-csi/abaca/pkg/backend"
 )
 
-// callers is enough for every pair of steps of two calls to meet some time.
-const callers = 32
-
 // race calls f callers times at once, over two opened backends, and returns
 // the answers.
 func race[T any](s *suite, f func(b backend.Backend, i int) (T, error)) ([]T, []error) {
-	values, errs := make([]T, callers), make([]error, callers)
+	values, errs := make([]T, s.callers()), make([]error, s.callers())
 	// Two processes: a lock in one's memory does not keep the other out.
 	backends := []backend.Backend{s.open(), s.open()}
 	start := make(chan struct{})
 	var group sync.WaitGroup
-	for i := range callers {
+	for i := range values {
 		group.Go(func() {
 			<-start
 			values[i], errs[i] = f(backends[i%2], i)
@@ -62,8 +59,8 @@ func testConcurrency(s *suite) {
 			return b.CreateShare(s.ctx, s.request(fmt.Sprintf("many %d", i)))
 		})
 		s.ok(errors.Join(errs...))
-		if got := len(s.state(s.b).Shares) - before; got != callers {
-			s.Errorf("%d shares, want %d", got, callers)
+		if got := len(s.state(s.b).Shares) - before; got != s.callers() {
+			s.Errorf("%d shares, want %d", got, s.callers())
 		}
 		for _, share := range shares { // they are many; others need the room
 			s.ok(s.b.DeleteShare(s.ctx, share.ID))
@@ -91,7 +88,7 @@ func testConcurrency(s *suite) {
 	})
 	s.sub("export or delete", func(s *suite) {
 		s.needs(share.Can.MountSnapshot, "MountSnapshot")
-		for round := range 16 {
+		for round := range s.callers() / 2 {
 			snapshot := s.snapshot(fmt.Sprintf("round %d", round), share)
 			// Each round another caller comes first, also on a single CPU.
 			exporting := func(i int) bool { return (i+round)%4 < 2 }
@@ -148,8 +145,8 @@ func oneWins[T any](s *suite, values []T, errs []error, key func(T) string) {
 		s.Errorf("objects and those who got them: %v, want one", won)
 	}
 	for _, n := range won {
-		if n != callers/2 {
-			s.Errorf("%d callers got the object, want %d", n, callers/2)
+		if n != len(errs)/2 {
+			s.Errorf("%d callers got the object, want %d", n, len(errs)/2)
 		}
 	}
 }

@@ -332,8 +332,8 @@ func (b *Backend) Revoke(ctx context.Context, consumer, node string) (err error)
 		return err
 	}
 	defer unlock()
-	s, left, err := b.holder(ctx, consumer)
-	if err == nil && s == nil && len(left) == 0 {
+	s, all, err := b.holder(ctx, consumer)
+	if err == nil && s == nil && len(all) == 0 {
 		return b.dropKeys(ctx, consumer)
 	}
 	if err != nil || s == nil {

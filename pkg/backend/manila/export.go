@@ -114,13 +114,15 @@ func (s *share) holdOf(consumer string) hold {
 	return hold{}
 }
 
-func (s *share) target(consumer string) backend.Target {
-	what := s.holdOf(consumer).what
-	if what == holdsShare {
+// target is what is held, of a share.
+func (h hold) target(s *share) backend.Target {
+	if h.what == holdsShare {
 		return backend.Target{ShareID: s.ID}
 	}
-	return backend.Target{SnapshotID: what}
+	return backend.Target{SnapshotID: h.what}
 }
+
+func (s *share) target(consumer string) backend.Target { return s.holdOf(consumer).target(s) }
 
 // The ways to mount a snapshot, in the order in which they are preferred.
 const (
@@ -176,20 +178,20 @@ func (b *Backend) Export(ctx context.Context, target backend.Target, consumer st
 }
 
 // holder returns the share that the consumer holds, or a snapshot of which; nil if
-// it holds nothing. left are the shares on which an Unexport of it has not finished.
-func (b *Backend) holder(ctx context.Context, consumer string) (s *share, left []*share, err error) {
+// it holds nothing. all are the shares with a hold of it, ended ones too.
+func (b *Backend) holder(ctx context.Context, consumer string) (s *share, all []*share, err error) {
 	found, err := b.listShares(ctx, map[string]string{prefixConsumer + consumer: b.o.Instance})
 	for _, f := range found {
 		h := f.holdOf(consumer)
-		switch {
-		case !b.mine(f) || f.Status == "deleting" || h.what == "":
-		case !h.live():
-			left = append(left, f)
-		case s == nil || h.compare(s.holdOf(consumer)) < 0:
+		if !b.mine(f) || f.Status == "deleting" || h.what == "" {
+			continue
+		}
+		all = append(all, f)
+		if h.live() && (s == nil || h.compare(s.holdOf(consumer)) < 0) {
 			s = f
 		}
 	}
-	return s, left, err
+	return s, all, err
 }
 
 // errUndecided: another process wants the consumer to hold something else, or to hold
@@ -612,18 +614,15 @@ func (b *Backend) Unexport(ctx context.Context, target backend.Target, consumer 
 		return err
 	}
 	defer unlock()
-	s, left, err := b.holder(ctx, consumer)
+	_, all, err := b.holder(ctx, consumer)
 	if err != nil {
 		return err
 	}
-	if s != nil {
-		left = append(left, s)
-	}
-	if len(left) == 0 { // its share has gone, maybe by other hands
+	if len(all) == 0 { // its share has gone, maybe by other hands
 		return b.dropKeys(ctx, consumer)
 	}
-	for _, s := range left {
-		if s.target(consumer) == target {
+	for _, s := range all {
+		if slices.ContainsFunc(s.holds(), func(h hold) bool { return h.consumer == consumer && h.target(s) == target }) {
 			err = errors.Join(err, b.release(ctx, s, consumer, target))
 		}
 	}

@@ -135,6 +135,7 @@ func TestRealConformance(t *testing.T) {
 	}
 	backendtest.Run(t, backendtest.Harness{
 		ShareSize: gib,
+		Slow:      true,
 		New: func(t *testing.T) func() backend.Backend {
 			keys := &store{keys: map[string]string{}}
 			o := Options{CloudsFile: file, Cloud: cloud, Instance: "test-" + digest(t.Name(), time.Now().String())[:12], Keys: keys, Now: time.Now, Poll: 300 * time.Millisecond}
