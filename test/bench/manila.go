@@ -281,6 +281,9 @@ func patiently[R any](ctx context.Context, limit time.Duration, call func(contex
 		if err == nil {
 			return r, nil
 		}
+		if strings.Contains(err.Error(), "connection refused") {
+			return r, fmt.Errorf("its process has ended: %w", err)
+		}
 		select {
 		case <-ctx.Done():
 			return r, fmt.Errorf("gave up: %w", err)
