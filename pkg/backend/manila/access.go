@@ -25,7 +25,7 @@ import (
 type access struct{ to, level string }
 
 // grant is what a node was let in with, for one consumer. It is an entry that
-// never changes (see export.go): a node that comes to need more has a second one.
+// never changes (see hold.go): a node that comes to need more has a second one.
 type grant struct {
 	consumer, node string // node is a digest of its name
 	name           string // its own, at random

@@ -178,7 +178,7 @@ const metadataTries = 4
 
 // setMetadata adds metadata to a share or a snapshot. Of a share Manila writes all that
 // it has read a moment before, so of several at once one would undo the other; this
-// process writes one after the other, and what other processes do see export.go.
+// process writes one after the other, and what other processes do see hold.go.
 func (b *Backend) setMetadata(ctx context.Context, of string, metadata map[string]string) error {
 	unlock, err := b.busy.lock(ctx, "metadata of "+of)
 	if err != nil {

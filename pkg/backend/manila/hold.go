@@ -1,0 +1,386 @@
+package manila
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/abaca-csi/abaca/pkg/backend"
+)
+
+// What a consumer holds is written into the metadata of the share, also what it
+// holds of its snapshots: they never outlive it, and every microversion has that.
+//
+// Manila reads all metadata of a share and writes all of it whenever one entry is
+// added, so that an entry which is changed or dropped at the same time may be as it
+// was before. What is added stays. So an entry that counts never changes: it has a
+// name of its own, and what ends it is another entry by that name, which stays when
+// the first is dropped, as that may come back.
+
+// holdsShare is what a consumer holds that does not hold a snapshot.
+const holdsShare = "share"
+
+// hold is what one Export has written: a consumer holds the share, or a snapshot of it.
+type hold struct {
+	consumer, what string // holdsShare or the id of a snapshot
+	name           string // its own, at random
+	since          time.Time
+	// ended is since when an Unexport is at work on it, or was: nobody is let in by
+	// it any more. Nobody was by one that is withdrawn.
+	ended     time.Time
+	withdrawn bool
+}
+
+func (h hold) key() string { return prefixHold + h.consumer + "." + h.what + "." + h.name }
+
+func (h hold) live() bool { return h.ended.IsZero() }
+
+// parting says whether an Unexport is at work on it, which began after a time.
+func (h hold) parting(after time.Time) bool { return !h.withdrawn && h.ended.After(after) }
+
+// holds returns what is held of a share, that which counts first: what has not
+// ended, and of that what is oldest.
+func (s *share) holds() (all []hold) {
+	for key, value := range s.Metadata {
+		rest, ok := strings.CutPrefix(key, prefixHold)
+		if !ok {
+			continue
+		}
+		h := hold{}
+		h.consumer, rest, _ = strings.Cut(rest, ".") // no consumer has a dot
+		h.what, h.name, _ = strings.Cut(rest, ".")
+		h.since, _ = time.Parse(time.RFC3339Nano, value)
+		h.ended = s.ended(h.name)
+		h.withdrawn = strings.HasSuffix(s.Metadata[prefixEnd+h.name], withdrawn)
+		all = append(all, h)
+	}
+	slices.SortFunc(all, hold.compare)
+	return all
+}
+
+// ended is since when what has a name has ended, or is about to; zero if it has not.
+func (s *share) ended(name string) time.Time {
+	end, ok := s.Metadata[prefixEnd+name]
+	if !ok {
+		return time.Time{}
+	}
+	since, err := time.Parse(time.RFC3339, strings.TrimSuffix(end, withdrawn))
+	if err != nil {
+		return time.Unix(0, 0)
+	}
+	return since
+}
+
+func newName() string { return rand.Text()[:12] }
+
+// withdrawn is what the end of a hold ends with that was never one for its caller.
+const withdrawn = " withdrawn"
+
+// ends is what ends the things that have the names.
+func (b *Backend) ends(names ...string) map[string]string {
+	all := map[string]string{}
+	for _, name := range names {
+		all[prefixEnd+name] = b.o.Now().UTC().Format(time.RFC3339)
+	}
+	return all
+}
+
+func (h hold) compare(other hold) int {
+	rank := func(h hold) int {
+		if h.live() {
+			return 0
+		}
+		return 1
+	}
+	return cmp.Or(cmp.Compare(rank(h), rank(other)), h.since.Compare(other.since), cmp.Compare(h.key(), other.key()))
+}
+
+// holdOf is what a consumer holds of a share, or has held, if the Unexport has not
+// finished; else it holds nothing, and what is empty.
+func (s *share) holdOf(consumer string) hold {
+	for _, h := range s.holds() {
+		if h.consumer == consumer {
+			return h
+		}
+	}
+	return hold{}
+}
+
+// target is what is held, of a share.
+func (h hold) target(s *share) backend.Target {
+	if h.what == holdsShare {
+		return backend.Target{ShareID: s.ID}
+	}
+	return backend.Target{SnapshotID: h.what}
+}
+
+func (s *share) target(consumer string) backend.Target { return s.holdOf(consumer).target(s) }
+
+// holder returns the share that the consumer holds, or a snapshot of which; nil if
+// it holds nothing. all are the shares with a hold of it, ended ones too.
+func (b *Backend) holder(ctx context.Context, consumer string) (s *share, all []*share, err error) {
+	found, err := b.listShares(ctx, map[string]string{prefixConsumer + consumer: b.o.Instance})
+	for _, f := range found {
+		h := f.holdOf(consumer)
+		if !b.mine(f) || f.Status == "deleting" || h.what == "" {
+			continue
+		}
+		all = append(all, f)
+		if h.live() && (s == nil || h.compare(s.holdOf(consumer)) < 0) {
+			s = f
+		}
+	}
+	return s, all, err
+}
+
+// errUndecided: another process wants the consumer to hold something else, or to hold
+// it no more, or the snapshot to be deleted; it will be clear in a moment which.
+var errUndecided = fmt.Errorf("%w: another process is at work on it", backend.ErrPending)
+
+// hold writes down what the consumer holds, unless it holds it already. It writes first
+// and then looks who else does, and who deletes the snapshot (see DeleteSnapshot): of
+// two, one sees the other, and who sees that withdraws. listed has it look before, too.
+func (b *Backend) hold(ctx context.Context, target backend.Target, consumer string, listed bool) (*share, error) {
+	if listed {
+		if s, _, err := b.holder(ctx, consumer); err != nil {
+			return nil, err
+		} else if s != nil && s.target(consumer) != target {
+			return nil, fmt.Errorf("%w: this consumer holds %+v", backend.ErrConflict, s.target(consumer))
+		}
+	}
+	s, err := b.holdable(ctx, target, consumer)
+	if err != nil {
+		return nil, err
+	}
+	if listed {
+		if s, err = b.getShare(ctx, s.ID); err != nil {
+			return nil, err
+		}
+	}
+	what := cmp.Or(target.SnapshotID, holdsShare)
+	switch h := s.holdOf(consumer); {
+	case h.live() && h.what == what && b.decided.has(h.name):
+		return s, nil
+	case h.live() && h.what != "" && h.what != what:
+		return nil, fmt.Errorf("%w: this consumer holds %+v", backend.ErrConflict, s.target(consumer))
+	case h.parting(b.o.Now().Add(-leavingAge)), s.beingDeleted(what, b.o.Now().Add(-markAge)):
+		return nil, errUndecided
+	}
+	path := "shares/" + s.ID
+	mine, own := s.holdOf(consumer), false
+	if mine.what == "" || !mine.live() || mine.since.After(b.o.Now().Add(-adoptAge)) { // whoever has written that may still withdraw it
+		mine, own = hold{consumer: consumer, what: what, name: newName(), since: b.o.Now()}, true
+		if err := b.setMetadata(ctx, path, map[string]string{prefixConsumer + consumer: b.o.Instance, mine.key(): mine.since.UTC().Format(time.RFC3339Nano)}); err != nil {
+			return nil, err
+		}
+	}
+	for p := (pause{b: b}); ; {
+		now, err := b.decide(ctx, s.ID, target, mine)
+		switch {
+		case err == nil:
+			b.lately.saw(b.o.Now(), now)
+			b.decided.add(mine.name)
+			return now, nil
+		case errors.Is(err, errUnlisted):
+			// An Unexport has dropped what the filters find.
+			if err = b.setMetadata(ctx, path, map[string]string{prefixConsumer + consumer: b.o.Instance}); err != nil {
+				return nil, err
+			}
+			fallthrough
+		case errors.Is(err, errWaits):
+			if err = p.sleep(ctx); err == nil {
+				continue
+			}
+			return nil, err
+		case own && (errors.Is(err, errUndecided) || errors.Is(err, backend.ErrNotFound) || errors.Is(err, backend.ErrConflict)):
+			ctx, cancel := context.WithDeadline(ctx, mine.since.Add(withdrawTime))
+			defer cancel()
+			return nil, errors.Join(err, b.withdraw(ctx, s, mine))
+		}
+		return nil, err
+	}
+}
+
+// Who has written a hold withdraws it within withdrawTime, or not at all, so that
+// others may count on one that is older than adoptAge.
+const (
+	withdrawTime = 20 * time.Second
+	adoptAge     = time.Minute
+)
+
+// names are those of the holds that this process has seen decided.
+type names struct {
+	mu  sync.Mutex
+	all map[string]bool
+}
+
+func (n *names) add(name string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.all == nil || len(n.all) >= 10_000 {
+		n.all = map[string]bool{}
+	}
+	n.all[name] = true
+}
+
+func (n *names) has(name string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.all[name]
+}
+
+// decide says whether the hold that was written on the share with an id is one, and
+// returns that share. errWaits while it is not clear yet; errUndecided, ErrConflict and
+// ErrNotFound when it is to be withdrawn.
+func (b *Backend) decide(ctx context.Context, id string, target backend.Target, mine hold) (*share, error) {
+	found, err := b.listShares(ctx, map[string]string{prefixConsumer + mine.consumer: b.o.Instance})
+	if err != nil {
+		return nil, err
+	}
+	var s *share
+	for _, f := range found {
+		if f.ID == id {
+			s = f
+		}
+	}
+	if s == nil {
+		if s, err = b.getShare(ctx, id); err == nil {
+			err = errUnlisted
+		}
+		return nil, err
+	}
+	if !b.mine(s) || s.Status == "deleting" || target.ShareID != "" && s.deferred() {
+		return nil, backend.ErrNotFound
+	}
+	waits := false
+	for _, f := range found {
+		if !b.mine(f) || f.Status == "deleting" {
+			continue
+		}
+		for _, h := range f.holds() {
+			switch other := f.ID != id || h.what != mine.what; {
+			case h.consumer != mine.consumer:
+			case f.ID == id && h.name == mine.name && !h.live(): // it was ended at once
+				return nil, errUndecided
+			case !h.live() && !other && h.parting(b.o.Now().Add(-leavingAge)):
+				waits = true // for what goes along with that
+			case h.live() && other && b.o.Now().Sub(mine.since) > rivalTime:
+				return nil, backend.ErrConflict
+			case h.live() && other && mine.compare(h) < 0:
+				waits = true // it goes, unless it was decided before
+			case h.live() && other:
+				return nil, errUndecided // the next look says what it holds
+			}
+		}
+	}
+	if waits {
+		return nil, errWaits
+	}
+	if target.ShareID != "" {
+		return s, nil
+	}
+	if s.beingDeleted(mine.what, b.o.Now().Add(-markAge)) {
+		return nil, errUndecided
+	}
+	_, err = b.findSnapshot(ctx, mine.what)
+	return s, err
+}
+
+var (
+	// errWaits: another process is at work, and will have finished in a moment.
+	errWaits = errors.New("another process is at work on it")
+	// errUnlisted: the share is there, and the consumer's name is not on it.
+	errUnlisted = errors.New("the consumer is not on the share")
+)
+
+// rivalTime is how long a hold waits for a younger one of the same consumer, of
+// something else, to withdraw.
+const rivalTime = 5 * time.Second
+
+// withdraw ends a hold that has let nobody in.
+func (b *Backend) withdraw(ctx context.Context, s *share, h hold) error {
+	end := b.ends(h.name)
+	end[prefixEnd+h.name] += withdrawn
+	err := b.setMetadata(ctx, "shares/"+s.ID, end)
+	if err == nil {
+		err = b.letGo(ctx, s.ID, h.consumer, []hold{h})
+	}
+	if errors.Is(err, backend.ErrNotFound) { // the share has gone
+		return nil
+	}
+	return err
+}
+
+// letGo drops holds that have ended. What ended them stays for a while: a hold comes
+// back when somebody has written something else of the share meanwhile. What the
+// filters find goes first, unless the consumer holds something else of the share: an
+// Export that is at work waits for the holds to go, and looks then whether it is found.
+func (b *Backend) letGo(ctx context.Context, id, consumer string, ended []hold) error {
+	path := "shares/" + id
+	s, err := b.getShare(ctx, id)
+	if err != nil {
+		return err
+	}
+	if !s.holdOf(consumer).live() {
+		if err := b.dropMetadata(ctx, path, prefixConsumer+consumer); err != nil {
+			return err
+		}
+	}
+	for _, h := range ended {
+		if err := b.dropMetadata(ctx, path, h.key()); err != nil {
+			return err
+		}
+	}
+	return b.dropOldEnds(ctx, s)
+}
+
+const (
+	// endAge is how old what has ended something is when no request can be under way
+	// any more that has read that before, and brings it back.
+	endAge = 5 * time.Minute
+	// mostEnds is how many of them one call drops.
+	mostEnds = 8
+)
+
+// dropOldEnds drops what has ended something that is gone for good, and what has come
+// back although it had ended.
+func (b *Backend) dropOldEnds(ctx context.Context, s *share) error {
+	old := s.oldEnds(b.o.Now().Add(-endAge))
+	for _, key := range old[:min(len(old), mostEnds)] {
+		if err := b.dropMetadata(ctx, "shares/"+s.ID, key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// oldEnds are the keys of what has ended before a time and is there all the same, but
+// for holds that an Unexport has to finish, and of what has ended things that are gone.
+func (s *share) oldEnds(before time.Time) (keys []string) {
+	there := map[string]bool{}
+	for key := range s.Metadata {
+		for _, prefix := range []string{prefixHold, prefixGrant, prefixDeleting} {
+			name := key[strings.LastIndex(key, ".")+1:]
+			end := s.Metadata[prefixEnd+name]
+			if !strings.HasPrefix(key, prefix) || end == "" {
+				continue
+			}
+			there[name] = true
+			if s.ended(name).Before(before) && (prefix != prefixHold || strings.HasSuffix(end, withdrawn)) {
+				keys = append(keys, key)
+			}
+		}
+	}
+	for key := range s.Metadata {
+		if name, ok := strings.CutPrefix(key, prefixEnd); ok && !there[name] && s.ended(name).Before(before) {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
