@@ -260,7 +260,7 @@ func (b *Backend) clearOf(ctx context.Context, s *share, g grant) (bool, error) 
 // letsIn says whether a consumer holds something of the share, and goes on to.
 func (s *share) letsIn(consumer string) bool {
 	h := s.holdOf(consumer)
-	return h.name != "" && h.live() && (h.what != holdsShare || !s.deferred() && s.Status != "deleting")
+	return h.live() && (h.what != holdsShare || !s.deferred() && s.Status != "deleting")
 }
 
 // accesses are what a node needs for an export.

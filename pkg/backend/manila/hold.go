@@ -39,7 +39,8 @@ type hold struct {
 
 func (h hold) key() string { return prefixHold + h.consumer + "." + h.what + "." + h.name }
 
-func (h hold) live() bool { return h.ended.IsZero() }
+// live says whether there is a hold, and nobody has ended it.
+func (h hold) live() bool { return h.name != "" && h.ended.IsZero() }
 
 // parting says whether an Unexport is at work on it, which began after a time.
 func (h hold) parting(after time.Time) bool { return !h.withdrawn && h.ended.After(after) }
@@ -164,24 +165,27 @@ func (b *Backend) hold(ctx context.Context, target backend.Target, consumer stri
 		}
 	}
 	what := cmp.Or(target.SnapshotID, holdsShare)
-	switch h := s.holdOf(consumer); {
-	case h.live() && h.what == what && b.decided.has(h.name):
+	if slices.ContainsFunc(s.holds(), func(h hold) bool {
+		return h.consumer == consumer && h.what == what && h.live() && b.decided.has(h.name)
+	}) {
 		return s, nil
-	case h.live() && h.what != "" && h.what != what:
+	}
+	switch h := s.holdOf(consumer); {
+	case h.live() && h.what != what:
 		return nil, fmt.Errorf("%w: this consumer holds %+v", backend.ErrConflict, s.target(consumer))
 	case h.parting(b.o.Now().Add(-leavingAge)), s.beingDeleted(what, b.o.Now().Add(-markAge)):
 		return nil, errUndecided
 	}
 	path := "shares/" + s.ID
 	mine, own := s.holdOf(consumer), false
-	if mine.what == "" || !mine.live() || mine.since.After(b.o.Now().Add(-adoptAge)) { // whoever has written that may still withdraw it
+	if !mine.live() || mine.since.After(b.o.Now().Add(-adoptAge)) { // whoever has written that may still withdraw it
 		mine, own = hold{consumer: consumer, what: what, name: newName(), since: b.o.Now()}, true
 		if err := b.setMetadata(ctx, path, map[string]string{prefixConsumer + consumer: b.o.Instance, mine.key(): mine.since.UTC().Format(time.RFC3339Nano)}); err != nil {
 			return nil, err
 		}
 	}
 	for p := (pause{b: b}); ; {
-		now, err := b.decide(ctx, s.ID, target, mine)
+		now, err := b.decide(ctx, s.ID, target, mine, own)
 		switch {
 		case err == nil:
 			b.lately.saw(b.o.Now(), now)
@@ -236,9 +240,9 @@ func (n *names) has(name string) bool {
 }
 
 // decide says whether the hold that was written on the share with an id is one, and
-// returns that share. errWaits while it is not clear yet; errUndecided, ErrConflict and
+// returns that share; own says that this call has written it. errWaits while it is not clear yet; errUndecided, ErrConflict and
 // ErrNotFound when it is to be withdrawn.
-func (b *Backend) decide(ctx context.Context, id string, target backend.Target, mine hold) (*share, error) {
+func (b *Backend) decide(ctx context.Context, id string, target backend.Target, mine hold, own bool) (*share, error) {
 	found, err := b.listShares(ctx, map[string]string{prefixConsumer + mine.consumer: b.o.Instance})
 	if err != nil {
 		return nil, err
@@ -270,6 +274,7 @@ func (b *Backend) decide(ctx context.Context, id string, target backend.Target, 
 				return nil, errUndecided
 			case !h.live() && !other && h.parting(b.o.Now().Add(-leavingAge)):
 				waits = true // for what goes along with that
+			case h.live() && other && !own && mine.compare(h) < 0: // it goes, as this has been here for long
 			case h.live() && other && b.o.Now().Sub(mine.since) > rivalTime:
 				return nil, backend.ErrConflict
 			case h.live() && other && mine.compare(h) < 0:

@@ -62,7 +62,7 @@ func (l *lately) holder(now time.Time, consumer string) *share {
 	l.mu.Lock()
 	id := l.holders[consumer]
 	l.mu.Unlock()
-	if s := l.find(now, id); s != nil && s.holdOf(consumer).name != "" && s.holdOf(consumer).live() {
+	if s := l.find(now, id); s != nil && s.holdOf(consumer).live() {
 		return s
 	}
 	return nil
