@@ -254,7 +254,7 @@ func (b *Backend) decide(ctx context.Context, id string, target backend.Target, 
 		}
 	}
 	if s == nil {
-		if s, err = b.getShare(ctx, id); err == nil {
+		if _, err = b.getShare(ctx, id); err == nil {
 			err = errUnlisted
 		}
 		return nil, err
