@@ -445,7 +445,7 @@ func TestHoldOfAnother(t *testing.T) {
 			c.Alter(func(objects fakemanila.Objects) { delete(objects.Shares[share.ID].Metadata, mark) })
 			ok[*backend.Export](t)(there.Export(t.Context(), target, "one"))
 		}
-		if met && after {
+		if change == 2 && after {
 			cancel() // and does not come back
 		}
 		return false
