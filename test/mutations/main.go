@@ -83,6 +83,12 @@ var mutations = []mutation{
 		"end, ok := s.Metadata[prefixEnd+name]\n\tif !ok {", "end, ok := s.Metadata[prefixEnd+name]\n\tif ok || !ok {", "./pkg/backend/manila", "TestWrittenMeanwhile"},
 	{"nobody counts on a hold that may be withdrawn", "pkg/backend/manila/hold.go",
 		"if !mine.live() || mine.since.After(b.o.Now().Add(-adoptAge)) {", "if !mine.live() {", "./pkg/backend/manila", "TestHoldOfAnother"},
+	{"what another process has ended is held no more", "pkg/backend/manila/hold.go",
+		"if listed || s.holdOf(consumer).name != \"\" {", "if listed {", "./pkg/backend/manila", "TestConformance/.*/export"},
+	{"a node is let in to what the consumer holds now", "pkg/backend/manila/access.go",
+		"|| now.target(consumer) != x.Target)", ")", "./pkg/backend/manila", "TestConformance/.*/grant"},
+	{"what was granted meanwhile stays", "pkg/backend/manila/access.go",
+		"if leaves(g) {", "if g.consumer == consumer {", "./pkg/backend/manila", "TestNodes"},
 	{"an access rule goes with the last that needs it", "pkg/backend/manila/rules.go",
 		"func(n access) bool { return n.to == to }); i >= 0 {", "func(n access) bool { return n.to == to }); i >= len(needed) {", "./pkg/backend/manila", "TestNodes"},
 	{"a rule that cannot be raised stays the reader's", "pkg/backend/manila/rules.go",
@@ -260,7 +266,7 @@ func (m mutation) run() (bool, error) {
 	if out, err := build.CombinedOutput(); err != nil {
 		return false, fmt.Errorf("the mutant does not build: %s", out)
 	}
-	cmd := exec.Command("go", "test", "-vet=off", "-count=1", "-timeout=10m", "-run=^("+m.test+")$", m.pkg)
+	cmd := exec.Command("go", "test", "-vet=off", "-count=1", "-timeout=10m", "-run=^("+strings.ReplaceAll(m.test, "/", ")$/^(")+")$", m.pkg)
 	cmd.Env = env
 	out, err := cmd.CombinedOutput()
 	if err == nil && strings.Contains(string(out), "no tests to run") {

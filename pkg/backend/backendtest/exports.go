@@ -43,6 +43,14 @@ func testExport(s *suite) {
 	}
 	moved := s.export(ofShare(other), "one")
 
+	// What another process has ended, a moment ago, is held no more.
+	s.export(ofShare(other), "short")
+	for _, target := range []backend.Target{ofShare(other), ofShare(share)} {
+		s.ok(s.open().Unexport(s.ctx, ofShare(other), "short"))
+		short := s.export(target, "short")
+		s.same("all exports", s.state(s.open()).Exports, []*backend.Export{longest, moved, short})
+	}
+
 	// DeleteShare ends the exports of this share, and no other's.
 	s.ok(s.b.DeleteShare(s.ctx, share.ID))
 	s.same("what is left", s.state(s.open()).Exports, []*backend.Export{moved})
@@ -125,6 +133,19 @@ func testGrant(s *suite) {
 	s.ok(s.b.Unexport(s.ctx, ofShare(share), "consumer")) // and with it what two has
 	s.is(errOf(g.Grant(s.ctx, "consumer", two, false)), backend.ErrNotFound)
 	s.ok(g.Revoke(s.ctx, "consumer", ""))
+
+	// It is of what the consumer holds now, whoever has changed that a moment ago.
+	if share.Can.MountSnapshot {
+		s.export(ofShare(share), "consumer")
+		s.ok(errOf(g.Grant(s.ctx, "consumer", one, true)))
+		s.ok(s.open().Unexport(s.ctx, ofShare(share), "consumer"))
+		snapshot := ofSnapshot(s.snapshot("shown", share))
+		s.ok(errOf(s.open().Export(s.ctx, snapshot, "consumer")))
+		shown, err := g.Grant(s.ctx, "consumer", one, true)
+		s.ok(err)
+		s.same("the target", shown.Target, snapshot)
+		s.ok(s.b.Unexport(s.ctx, snapshot, "consumer"))
+	}
 
 	// DeleteShare ends it too, also of a share whose snapshots live on.
 	s.export(ofShare(share), "consumer")

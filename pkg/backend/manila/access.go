@@ -102,12 +102,11 @@ func (s *share) sideKey(consumer string) string {
 	return what
 }
 
-// needed returns the accesses that are needed where a consumer's rules are, but
-// for those that are leaving, and what consumers needed that hold nothing any more.
-// A client may be there at both levels.
+// needed returns the accesses that are needed where a consumer's rules are, by those
+// who hold something. A client may be there at both levels.
 func (s *share) needed(side string) (all []access) {
 	for _, g := range s.grants(prefixGrant) {
-		if _, leaving := s.marked(g.leavingKey()); !leaving && !g.ended && s.holdOf(g.consumer).what != "" && s.sideKey(g.consumer) == side {
+		if !g.ended && s.holdOf(g.consumer).live() && s.sideKey(g.consumer) == side {
 			all = append(all, g.accesses...)
 		}
 	}
@@ -199,10 +198,11 @@ func (b *Backend) letIn(ctx context.Context, s *share, consumer string, node bac
 			s.Metadata[g.key()] = g.value()
 		}
 		now, err := b.getShare(ctx, s.ID)
-		if err == nil && !now.letsIn(consumer) || errors.Is(err, backend.ErrNotFound) {
+		if err == nil && (!now.letsIn(consumer) || now.target(consumer) != x.Target) || errors.Is(err, backend.ErrNotFound) {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leavingTime) // whatever becomes of the caller
 			defer cancel()
-			return nil, errors.Join(backend.ErrNotFound, b.revoke(ctx, s, consumer, node.Name))
+			// What was there before is that of a Revoke or Unexport.
+			return nil, errors.Join(backend.ErrNotFound, b.revoke(ctx, s, consumer, func(other grant) bool { return g.name != "" && other.name == g.name }))
 		}
 		if err != nil {
 			return nil, err
@@ -339,7 +339,8 @@ func (b *Backend) Revoke(ctx context.Context, consumer, node string) (err error)
 	if err != nil || s == nil {
 		return err
 	}
-	if err = b.revoke(ctx, s, consumer, node); errors.Is(err, backend.ErrNotFound) {
+	at := func(g grant) bool { return g.consumer == consumer && (node == "" || g.node == digest(node)) }
+	if err = b.revoke(ctx, s, consumer, at); errors.Is(err, backend.ErrNotFound) {
 		return nil // the share has gone, and with it all that was granted
 	}
 	return err
@@ -366,20 +367,20 @@ func (s *share) leaving(g grant, after time.Time) bool {
 	return false
 }
 
-// revoke ends a consumer's grant of a node, or all if the node is empty.
+// revoke ends those of a consumer's grants that it is asked for.
 //
 // Manila has no compare-and-swap, so this and Grant look out for each other. This
 // one marks the nodes that leave, lists the rules and then looks who needs them:
 // whoever is not seen there has written its need later, sees the mark, and waits.
 // The rules are denied by the ids that they had before that look. What a node has
-// written since the mark is of a Grant that comes after this.
-func (b *Backend) revoke(ctx context.Context, s *share, consumer, node string) error {
+// written since the first is of a Grant that comes after this.
+func (b *Backend) revoke(ctx context.Context, s *share, consumer string, leaves func(grant) bool) error {
 	before, where, begun := s, s.sideKey(consumer), b.o.Now()
 	path, mark := "shares/"+s.ID, begun.UTC().Format(time.RFC3339)+" "+rand.Text()[:12]
 	marks, gone, names := map[string]string{}, map[string]grant{}, []string(nil)
 	for _, prefix := range []string{prefixGrant, prefixLeaving} { // a killed process may have left no more than its mark
 		for key, g := range s.grants(prefix) {
-			if g.consumer == consumer && (node == "" || g.node == digest(node)) {
+			if leaves(g) {
 				marks[g.leavingKey()] = mark
 				if prefix == prefixGrant {
 					gone[key], names = g, append(names, g.name)
@@ -418,14 +419,14 @@ func (b *Backend) revoke(ctx context.Context, s *share, consumer, node string) e
 		}
 	}
 	if b.o.Now().Sub(begun) > leavingTime { // somebody may have been let in who was tired of waiting
-		return b.revoke(ctx, before, consumer, node)
+		return b.revoke(ctx, before, consumer, leaves)
 	}
 	if s, err = b.getShare(ctx, s.ID); err != nil {
 		return err
 	}
 	for key := range marks {
 		if s.Metadata[key] != mark {
-			return b.revokeAfter(ctx, s, marks, consumer, node)
+			return b.revokeAfter(ctx, s, marks, consumer, leaves)
 		}
 	}
 	for to := range clients {
@@ -445,7 +446,7 @@ func (b *Backend) revoke(ctx context.Context, s *share, consumer, node string) e
 
 // revokeAfter is revoke once another process that is at work on the same has
 // finished: of two whose marks met, the one with the later mark goes on.
-func (b *Backend) revokeAfter(ctx context.Context, s *share, marks map[string]string, consumer, node string) error {
+func (b *Backend) revokeAfter(ctx context.Context, s *share, marks map[string]string, consumer string, leaves func(grant) bool) error {
 	for p := (pause{b: b}); s.holdOf(consumer).name != ""; {
 		busy := false
 		for key, own := range marks {
@@ -453,7 +454,7 @@ func (b *Backend) revokeAfter(ctx context.Context, s *share, marks map[string]st
 			busy = busy || marked && s.Metadata[key] != own && since.After(b.o.Now().Add(-leavingAge))
 		}
 		if !busy {
-			return b.revoke(ctx, s, consumer, node)
+			return b.revoke(ctx, s, consumer, leaves)
 		}
 		err := p.sleep(ctx)
 		if err == nil {

@@ -170,6 +170,38 @@ func TestRevokeMeetsItsGrant(t *testing.T) {
 	}
 }
 
+// TestGrantMeetsAnother: while a process lets a node in to a share, the consumer comes to
+// hold a snapshot of it, and another process lets that node in to that. It stays in.
+func TestGrantMeetsAnother(t *testing.T) {
+	var share *backend.Share
+	var shown backend.Target
+	meet(t, fakemanila.Options{Delay: slow}, func(c *cloud) {
+		share = heldAs(c, "cephx")
+		shown.SnapshotID = ok[*backend.Snapshot](t)(c.open().CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: "cut", ShareID: share.ID})).ID
+	}, func(c *cloud) error {
+		_, err := c.open().Grant(t.Context(), "one", node1, false)
+		return err
+	}, func(c *cloud) {
+		b := c.open()
+		if err := b.Unexport(t.Context(), backend.Target{ShareID: share.ID}, "one"); err != nil {
+			t.Error(err)
+		}
+		ok[*backend.Export](t)(b.Export(t.Context(), shown, "one"))
+		ok[*backend.Export](t)(b.Grant(t.Context(), "one", node1, true))
+	}, func(c *cloud, when string, err error) {
+		if err != nil && !errors.Is(err, backend.ErrNotFound) {
+			t.Errorf("%s: %v", when, err)
+		}
+		if rules := c.rules(); len(rules) != 1 || len(c.keys.keys) != 1 {
+			t.Errorf("%s: rules %v, %d keys", when, rules, len(c.keys.keys))
+		}
+		if err := c.open().Unexport(t.Context(), shown, "one"); err != nil {
+			t.Error(err)
+		}
+		c.wantNothing(when)
+	})
+}
+
 // TestTwoRevokes: two processes revoke the same at once, and both have done it.
 func TestTwoRevokes(t *testing.T) {
 	c := newCloud(t, fakemanila.Options{Delay: slow})

@@ -272,7 +272,7 @@ func (b *Backend) release(ctx context.Context, s *share, consumer string, target
 		s, err = b.getShare(ctx, s.ID)
 	}
 	if err == nil {
-		err = b.revoke(ctx, s, consumer, "")
+		err = b.revoke(ctx, s, consumer, func(g grant) bool { return g.consumer == consumer })
 	}
 	if err != nil {
 		return err

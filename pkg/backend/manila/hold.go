@@ -159,7 +159,7 @@ func (b *Backend) hold(ctx context.Context, target backend.Target, consumer stri
 	if err != nil {
 		return nil, err
 	}
-	if listed {
+	if listed || s.holdOf(consumer).name != "" { // which may be of a moment ago
 		if s, err = b.getShare(ctx, s.ID); err != nil {
 			return nil, err
 		}
