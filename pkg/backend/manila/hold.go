@@ -167,7 +167,7 @@ func (b *Backend) hold(ctx context.Context, target backend.Target, consumer stri
 	what := cmp.Or(target.SnapshotID, holdsShare)
 	if slices.ContainsFunc(s.holds(), func(h hold) bool {
 		return h.consumer == consumer && h.what == what && h.live() && b.decided.has(h.name)
-	}) {
+	}) && s.Metadata[prefixConsumer+consumer] != "" {
 		return s, nil
 	}
 	switch h := s.holdOf(consumer); {
@@ -272,7 +272,7 @@ func (b *Backend) decide(ctx context.Context, id string, target backend.Target, 
 			case h.consumer != mine.consumer:
 			case f.ID == id && h.name == mine.name && !h.live(): // it was ended at once
 				return nil, errUndecided
-			case !h.live() && !other && h.parting(b.o.Now().Add(-leavingAge)):
+			case f.ID == id && h.parting(b.o.Now().Add(-leavingAge)):
 				waits = true // for what goes along with that
 			case h.live() && other && !own && mine.compare(h) < 0: // it goes, as this has been here for long
 			case h.live() && other && b.o.Now().Sub(mine.since) > rivalTime:
@@ -315,6 +315,12 @@ func (b *Backend) withdraw(ctx context.Context, s *share, h hold) error {
 	err := b.setMetadata(ctx, "shares/"+s.ID, end)
 	if err == nil {
 		err = b.letGo(ctx, s.ID, h.consumer, []hold{h})
+	}
+	if err == nil { // another hold may have been written just before the consumer's name was dropped
+		s, err = b.getShare(ctx, s.ID)
+	}
+	if err == nil && s.holdOf(h.consumer).live() && s.Metadata[prefixConsumer+h.consumer] == "" {
+		err = b.setMetadata(ctx, "shares/"+s.ID, map[string]string{prefixConsumer + h.consumer: b.o.Instance})
 	}
 	if errors.Is(err, backend.ErrNotFound) { // the share has gone
 		return nil

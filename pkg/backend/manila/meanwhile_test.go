@@ -120,3 +120,46 @@ func TestWrittenMeanwhile(t *testing.T) {
 		})
 	}
 }
+
+// TestWithdrawalMeetsExport: while a process withdraws a hold, as its snapshot is about to
+// be deleted, another one has the same consumer hold something else. That is found.
+func TestWithdrawalMeetsExport(t *testing.T) {
+	changes := 0
+	for point, reached := 3, true; reached; point++ {
+		c := newCloud(t, fakemanila.Options{Delay: slow})
+		share := ok[*backend.Share](t)(c.open().CreateShare(t.Context(), request("data")))
+		cut := ok[*backend.Snapshot](t)(c.open().CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: "cut", ShareID: share.ID}))
+		target := backend.Target{ShareID: share.ID}
+		reached = false
+		c.Strike(func(change int, after bool) bool {
+			switch {
+			case change == 1 && after:
+				c.Alter(func(objects fakemanila.Objects) {
+					objects.Shares[share.ID].Metadata[prefixDeleting+cut.ID+".other"] = time.Now().UTC().Format(time.RFC3339)
+				})
+			case change == point && !after && !reached:
+				reached = true
+				ok[*backend.Export](t)(c.open().Export(t.Context(), target, "one"))
+			}
+			return false
+		})
+		_, err := c.open().Export(short(t), backend.Target{SnapshotID: cut.ID}, "one")
+		c.Strike(nil)
+		if !reached {
+			break
+		}
+		changes++
+		if err == nil {
+			t.Errorf("before change %d: a consumer holds two", point)
+		}
+		if now, err := c.open().ExportOf(t.Context(), "one"); err != nil || now.Target != target {
+			t.Errorf("before change %d: %+v, %v", point, now, err)
+		}
+		if err := c.open().Unexport(t.Context(), target, "one"); err != nil {
+			t.Error(err)
+		}
+	}
+	if changes < 2 {
+		t.Errorf("met at %d points only", changes)
+	}
+}
