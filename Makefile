@@ -66,11 +66,11 @@ mutations: deps-test bin/restic ## break the code once a promise, and see the te
 	@go run ./test/mutations
 
 # Built here, run there: to compile in such a machine takes for ever.
-e2e-nfs: deps-e2e-nfs bin/restic ## mount NFS, CIFS and CephFS, and back up, with a kernel that can, in User-mode Linux (root; 5 minutes)
+e2e-nfs: deps-e2e-nfs bin/restic ## mount NFS, CIFS and CephFS, and back up, with a kernel that can, in User-mode Linux (root; 5 to 10 minutes)
 	@go vet -tags servers ./pkg/mount ./pkg/mover
 	@CGO_ENABLED=0 go test -c -tags servers -o bin/ ./pkg/mount ./pkg/mover
 	@e2e/vm/run -t 240 e2e/vm/servers bin/mount.test -test.v -test.run '^Test(NFS|CIFS)'
-	@e2e/vm/run -t 240 e2e/vm/servers env ABACA_RESTIC=bin/restic bin/mover.test -test.v -test.run '^Test(NFS|CIFS)'
+	@e2e/vm/run -t 400 e2e/vm/servers env ABACA_RESTIC=bin/restic bin/mover.test -test.v -test.run '^Test(NFS|CIFS)'
 	@e2e/vm/run -t 300 e2e/vm/ceph bin/mount.test -test.v -test.run '^TestCephFS$$'
 
 e2e: kube-up bin/servers ## install the chart on a real Kubernetes and do the main job there, with real pods; on a real Manila too, if that is up (RUN=pattern)

@@ -55,11 +55,13 @@ func (c *call) zones() answer {
 	return answer{200, map[string]any{"availability_zones": []any{map[string]any{"id": newID(), "name": "az-one"}, map[string]any{"id": newID(), "name": "az-two"}}}}
 }
 
+func lockID(share string) string { return "lock-" + share }
+
 func (c *call) listLocks() answer {
 	out := []any{}
 	for id, reason := range c.locks {
 		if c.asks("resource_id", id) {
-			out = append(out, map[string]any{"id": "lock-" + id, "resource_id": id, "resource_type": "share", "resource_action": "delete", "lock_reason": reason})
+			out = append(out, map[string]any{"id": lockID(id), "resource_id": id, "resource_type": "share", "resource_action": "delete", "lock_reason": reason})
 		}
 	}
 	return answer{200, map[string]any{"resource_locks": out}}

@@ -49,6 +49,8 @@ type Options struct {
 	// Instances lets members see the instances of snapshots, which Manila's own
 	// policy shows to administrators alone.
 	Instances bool
+	// Administrator has the export locations shown that members do not see.
+	Administrator bool
 }
 
 // The project's credentials.

@@ -21,6 +21,8 @@ type Share struct {
 	Deleted  bool // softly
 	// Locations are its export paths.
 	Locations []Location
+	// Hints are what the scheduler was asked to keep to.
+	Hints map[string]any
 	// Specs are the extra specs of its type as they were when it was made.
 	Specs map[string]any
 }
@@ -131,6 +133,7 @@ func (c *call) createShare() answer {
 	s := &Share{ID: newID(), Name: text(req, "name"), Status: "creating", Protocol: strings.ToUpper(text(req, "share_proto")), Type: t.ID,
 		Zone: cmp.Or(text(req, "availability_zone"), "az-one"), Network: text(req, "share_network_id"), Group: text(req, "share_group_id"), Size: int(size), Quota: int(size),
 		Metadata: metadata, Created: now(), Specs: maps.Clone(t.Specs)}
+	s.Hints, _ = req["scheduler_hints"].(map[string]any)
 	if source != nil {
 		s.Status, s.FromSnapshot, s.Quota = "creating_from_snapshot", source.ID, source.Size // a defect of the real one
 		s.Zone = c.shares[source.ShareID].Zone
@@ -223,8 +226,8 @@ func (c *call) deleteShare() answer {
 	if s.Group != "" && c.r.URL.Query().Get("share_group_id") == "" {
 		return refuse(400, "Must provide 'share_group_id' as a request parameter when deleting a share in a share group.")
 	}
-	if reason, ok := c.locks[s.ID]; ok {
-		return refuse(403, "Resource lock prevents delete action: %s", reason)
+	if _, ok := c.locks[s.ID]; ok {
+		return refuse(403, "Resource lock/s [%s] prevent delete action.", lockID(s.ID))
 	}
 	n := 0
 	for _, sn := range c.snapshots {
@@ -255,8 +258,12 @@ func (c *call) deleteShare() answer {
 func (c *call) shareLocations() answer {
 	out := []any{}
 	for _, l := range c.share.Locations {
-		if !l.Admin { // a member does not see the others
-			out = append(out, map[string]any{"id": newID(), "path": l.Path, "preferred": l.Preferred})
+		location := map[string]any{"id": newID(), "path": l.Path, "preferred": l.Preferred}
+		if c.o.Administrator {
+			location["is_admin_only"] = l.Admin
+		}
+		if c.o.Administrator || !l.Admin {
+			out = append(out, location)
 		}
 	}
 	return answer{200, map[string]any{"export_locations": out}}

@@ -178,7 +178,7 @@ func (b *Backend) discard(ctx context.Context, path, status string, look func() 
 		switch {
 		case err == nil, errors.Is(err, backend.ErrNotFound):
 			return nil, nil
-		case refused == nil || !slices.Contains(refusals, refused.status):
+		case refused == nil, refused.denied(), !slices.Contains(refusals, refused.status):
 			return nil, err
 		}
 		// Is something else being done to it, or has somebody else deleted it?

@@ -80,7 +80,7 @@ func TestStuckShare(t *testing.T) {
 			t.Errorf("a snapshot of another share: %v", err)
 		}
 	}
-	if _, err := b.Sweep(t.Context()); !errors.Is(err, backend.ErrInUse) || !strings.Contains(err.Error(), "audit until May") {
+	if _, err := b.Sweep(t.Context()); !errors.Is(err, backend.ErrInUse) || !strings.Contains(err.Error(), "(audit until May)") {
 		t.Errorf("a share that is locked: %v", err)
 	}
 	c.Lock(stuck.ID, "")

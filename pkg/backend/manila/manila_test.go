@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -128,10 +129,17 @@ func treeOf(t *testing.T, clouds *sync.Map, e *backend.Export) string {
 // TestRealConformance runs the suite against a real Manila, contents apart:
 //
 //	ABACA_MANILA_CLOUDS=clouds.yaml ABACA_MANILA_CLOUD=name go test -run TestRealConformance ./pkg/backend/manila
+//
+// with shares of the class that ABACA_MANILA_CLASS gives, as parameters: "type=dummy protocol=NFS".
 func TestRealConformance(t *testing.T) {
 	file, cloud := os.Getenv("ABACA_MANILA_CLOUDS"), os.Getenv("ABACA_MANILA_CLOUD")
 	if file == "" {
 		t.Skip("needs a Manila: ABACA_MANILA_CLOUDS and ABACA_MANILA_CLOUD name it")
+	}
+	parameters := map[string]string{}
+	for p := range strings.FieldsSeq(os.Getenv("ABACA_MANILA_CLASS")) {
+		name, value, _ := strings.Cut(p, "=")
+		parameters[name] = value
 	}
 	backendtest.Run(t, backendtest.Harness{
 		ShareSize: gib,
@@ -144,16 +152,27 @@ func TestRealConformance(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				return b
+				return ofClass{b, parameters}
 			}
 			t.Cleanup(func() {
-				if err := removeAll(open().(*Backend)); err != nil {
+				if err := removeAll(open().(ofClass).Backend); err != nil {
 					t.Errorf("left behind: %v", err)
 				}
 			})
 			return open
 		},
 	})
+}
+
+// ofClass makes shares with the parameters of a class.
+type ofClass struct {
+	*Backend
+	parameters map[string]string
+}
+
+func (c ofClass) CreateShare(ctx context.Context, req backend.CreateShareRequest) (*backend.Share, error) {
+	req.Parameters = c.parameters
+	return c.Backend.CreateShare(ctx, req)
 }
 
 // removeAll takes down all that an instance has.

@@ -426,6 +426,10 @@ func (e *apiError) says(status int, text string) bool {
 	return e != nil && e.status == status && strings.Contains(e.message, text)
 }
 
+// denied says whether it is the caller who may not do that. Of much that cannot be done
+// now Manila says 403 too.
+func (e *apiError) denied() bool { return e.says(http.StatusForbidden, "Policy doesn't allow") }
+
 // withoutKind is a refusal that the caller knows how to classify.
 func withoutKind(e *apiError) *apiError {
 	copied := *e

@@ -396,6 +396,8 @@ func (b *Backend) extend(ctx context.Context, s *share, size int64) (*share, err
 		begun := b.o.Now()
 		err = b.post(ctx, "shares/"+id+"/action", map[string]any{"extend": map[string]any{"new_size": size}}, nil)
 		switch refused := refusal(err); {
+		case refused.denied():
+			return nil, err
 		case refused.says(http.StatusForbidden, ""), refused.says(http.StatusRequestEntityTooLarge, ""):
 			return nil, fmt.Errorf("%w: %s", backend.ErrExhausted, refused) // over quota (seen as 403)
 		case refused.says(http.StatusBadRequest, "status"): // another process was faster

@@ -90,7 +90,7 @@ func (b *Backend) cut(ctx context.Context, req backend.CreateSnapshotRequest) (*
 	}
 	var answer struct{ Snapshot snapshot }
 	err = b.post(ctx, "snapshots", map[string]any{"snapshot": ask}, &answer)
-	if refused := refusal(err); refused.says(http.StatusForbidden, "") {
+	if refused := refusal(err); refused.says(http.StatusForbidden, "") && !refused.denied() {
 		return nil, fmt.Errorf("%w: %w", backend.ErrUnavailable, withoutKind(refused)) // its status has changed meanwhile
 	}
 	made := &answer.Snapshot

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -259,6 +260,63 @@ func TestFailedShares(t *testing.T) {
 	}
 }
 
+// TestFailedCut: a snapshot that Manila could not cut goes, with its reason, and the next
+// call cuts another one.
+func TestFailedCut(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{Delay: slow})
+	b := c.open()
+	share := ok[*backend.Share](t)(b.CreateShare(t.Context(), request("data")))
+	c.Strike(func(change int, after bool) bool {
+		if change == 1 && after {
+			id := ""
+			c.snapshots(func(all map[string]*fakemanila.Snapshot) {
+				for id = range all {
+					all[id].Status = "error"
+				}
+			})
+			c.Say(id, "007", "create: it was not to be")
+		}
+		return false
+	})
+	req := backend.CreateSnapshotRequest{Name: "cut", ShareID: share.ID}
+	if _, err := b.CreateSnapshot(t.Context(), req); !errors.Is(err, backend.ErrExhausted) || !strings.Contains(err.Error(), "it was not to be") {
+		t.Errorf("%v", err)
+	}
+	if left := c.Counts(); left != "1 shares, 0 snapshots, 0 rules" {
+		t.Errorf("left behind: %s", left)
+	}
+	c.Strike(nil)
+	ok[*backend.Snapshot](t)(b.CreateSnapshot(t.Context(), req))
+}
+
+// TestSoftlyDeleted: a share in Manila's recycle bin is none: its name is free, and who
+// deletes it again has nothing to do.
+func TestSoftlyDeleted(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{})
+	b := c.open()
+	binned := ok[*backend.Share](t)(b.CreateShare(t.Context(), request("data")))
+	c.Alter(func(objects fakemanila.Objects) { objects.Shares[binned.ID].Deleted = true })
+	for what, err := range map[string]error{
+		"get": errOf(b.Share(t.Context(), binned.ID)), "find": errOf(b.ShareNamed(t.Context(), "data")), "expand": errOf(b.ExpandShare(t.Context(), binned.ID, 2*gib)),
+		"export": errOf(b.Export(t.Context(), backend.Target{ShareID: binned.ID}, "one")),
+	} {
+		if !errors.Is(err, backend.ErrNotFound) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if err := b.DeleteShare(t.Context(), binned.ID); err != nil {
+		t.Error(err)
+	}
+	if again := ok[*backend.Share](t)(b.CreateShare(t.Context(), request("data"))); again.ID == binned.ID {
+		t.Errorf("%+v", again)
+	}
+}
+
+// saysNo has Manila refuse a method, as it says it.
+func saysNo(method string, status int, message string) fakemanila.Fault {
+	return fakemanila.Fault{Method: method, Status: status, Times: 1 << 30, Text: fmt.Sprintf(`{"refused": {"code": %d, "message": %q}}`, status, message)}
+}
+
 // TestRefusals: what Manila refuses, in the terms of the contract.
 func TestRefusals(t *testing.T) {
 	c := newCloud(t, fakemanila.Options{Gigabytes: 10, PerShare: 5})
@@ -304,10 +362,30 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("expand beyond the quota: %v", err)
 	}
 	c.Lock(share.ID, "audit until May")
-	if err := b.DeleteShare(t.Context(), share.ID); !errors.Is(err, backend.ErrInUse) || !strings.Contains(err.Error(), "audit until May") {
+	if err := b.DeleteShare(t.Context(), share.ID); !errors.Is(err, backend.ErrInUse) || !strings.Contains(err.Error(), "lock-"+share.ID+" (audit until May)") {
 		t.Errorf("delete what is locked: %v", err)
 	}
 	c.Lock(share.ID, "")
+	denied := "Policy doesn't allow this to be performed."
+	for what, test := range map[string]struct {
+		fault fakemanila.Fault
+		call  func() error
+		kind  error
+	}{
+		"it has backups":    {saysNo("DELETE", 403, "Invalid share: Share still has 2 dependent backups."), func() error { return b.DeleteShare(t.Context(), share.ID) }, backend.ErrInUse},
+		"it has replicas":   {saysNo("DELETE", 409, "Share has replicas. Remove the replicas before deleting the share."), func() error { return b.DeleteShare(t.Context(), share.ID) }, backend.ErrInUse},
+		"it may not delete": {saysNo("DELETE", 403, denied), func() error { return b.DeleteShare(t.Context(), share.ID) }, backend.ErrAuth},
+		"it may not extend": {saysNo("POST", 403, denied), func() error { return errOf(b.ExpandShare(t.Context(), share.ID, 2*gib)) }, backend.ErrAuth},
+		"it may not snapshot": {saysNo("POST", 403, denied), func() error {
+			return errOf(b.CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: "x", ShareID: share.ID}))
+		}, backend.ErrAuth},
+	} {
+		c.Add(test.fault)
+		if err := test.call(); !errors.Is(err, test.kind) || !strings.Contains(err.Error(), refusal(err).message) {
+			t.Errorf("%s: %v, want %v", what, err, test.kind)
+		}
+		c.Mend()
+	}
 	plain := ok[*backend.Share](t)(b.CreateShare(t.Context(), with("plain", map[string]string{"type": "cephfs-nosnap"})))
 	if _, err := b.CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: "x", ShareID: plain.ID, Role: backend.RoleUser}); !errors.Is(err, backend.ErrUnsupported) || plain.Can.Snapshot {
 		t.Errorf("a snapshot of what has none: %v, %+v", err, plain.Can)
@@ -514,7 +592,7 @@ func TestUnwell(t *testing.T) {
 		fault fakemanila.Fault
 		want  error // nil: it gets over it
 	}{
-		"429 with Retry-After": {fakemanila.Fault{Path: "/shares", Status: http.StatusTooManyRequests, Times: 2, Header: map[string]string{"Retry-After": "0"}}, nil},
+		"429 with Retry-After": {fakemanila.Fault{Path: "/shares", Status: http.StatusTooManyRequests, Times: 1, Header: map[string]string{"Retry-After": "1"}}, nil},
 		"503 of a listing":     {fakemanila.Fault{Method: "GET", Path: "/shares", Status: 503, Times: 2}, nil},
 		"503 of a creation":    {fakemanila.Fault{Method: "POST", Path: "/shares", Status: 503}, backend.ErrPending},
 		"500 of a creation":    {fakemanila.Fault{Method: "POST", Path: "/shares", Status: 500}, backend.ErrPending},
@@ -529,7 +607,11 @@ func TestUnwell(t *testing.T) {
 			c := newCloud(t, fakemanila.Options{})
 			b := c.open()
 			c.Add(test.fault)
+			begun := time.Now()
 			_, err := b.CreateShare(t.Context(), request("data"))
+			if after, _ := strconv.Atoi(test.fault.Header["Retry-After"]); time.Since(begun) < time.Duration(after)*time.Second {
+				t.Errorf("asked again after %s", time.Since(begun))
+			}
 			if test.want == nil && err != nil || test.want != nil && !errors.Is(err, test.want) {
 				t.Errorf("%v, want %v", err, test.want)
 			}
@@ -816,7 +898,7 @@ func TestZones(t *testing.T) {
 
 // TestParameters: a class reaches Manila.
 func TestParameters(t *testing.T) {
-	c := newCloud(t, fakemanila.Options{})
+	c := newCloud(t, fakemanila.Options{Administrator: true}) // who is shown more than may be mounted
 	b := c.open()
 	req := request("data")
 	req.Zones = []string{"az-two", "az-one"}
@@ -839,13 +921,22 @@ func TestParameters(t *testing.T) {
 		t.Errorf("%+v", x)
 	}
 	grouped := request("grouped")
-	grouped.Parameters = map[string]string{"groupID": "a-group"}
+	grouped.Parameters = map[string]string{"type": "mountable", "protocol": "CIFS", "groupID": "a-group", "availability": "az-two", "shareNetworkID": "a-network",
+		"affinity": "one-share", "antiAffinity": "another"}
 	member := ok[*backend.Share](t)(b.CreateShare(t.Context(), grouped))
 	c.Alter(func(objects fakemanila.Objects) {
-		if s := objects.Shares[member.ID]; s.Group != "a-group" {
+		s := objects.Shares[member.ID]
+		if s.Group != "a-group" || s.Protocol != "CIFS" || s.Zone != "az-two" || s.Network != "a-network" || s.Hints["same_host"] != "one-share" || s.Hints["different_host"] != "another" {
 			t.Errorf("%+v", s)
 		}
 	})
+	for parameter, highest := range map[string]string{"groupID": "2.54", "affinity": "2.64", "antiAffinity": "2.64"} {
+		old := request("old")
+		old.Parameters = map[string]string{parameter: "x"}
+		if _, err := newCloud(t, fakemanila.Options{Microversion: highest}).open().CreateShare(t.Context(), old); !errors.Is(err, backend.ErrUnsupported) || !strings.Contains(err.Error(), parameter) {
+			t.Errorf("%s with %s: %v", parameter, highest, err)
+		}
+	}
 	if err := b.DeleteShare(t.Context(), member.ID); err != nil {
 		t.Error(err)
 	}
