@@ -109,9 +109,24 @@ func (b *Backend) prepare(ctx context.Context, s *share, consumer string) error 
 	if err != nil {
 		return err
 	}
-	_, err = b.CreateShare(ctx, backend.CreateShareRequest{Name: copyName(consumer), FromSnapshot: target.SnapshotID,
+	made, err := b.CreateShare(ctx, backend.CreateShareRequest{Name: copyName(consumer), FromSnapshot: target.SnapshotID,
 		MinSize: snap.Size * gib, Role: backend.RoleTemporary})
-	return err
+	if err != nil {
+		return err
+	}
+	// It takes long. An Unexport that came in between may have found none.
+	now, err := b.getShare(ctx, s.ID)
+	if err != nil || now.holdOf(consumer).live() && now.target(consumer) == target {
+		return err
+	}
+	copied, err := b.getShare(ctx, made.ID)
+	if err == nil {
+		err = b.removeShare(ctx, copied)
+	}
+	if err != nil && !errors.Is(err, backend.ErrNotFound) {
+		return err
+	}
+	return fmt.Errorf("%w: it was unexported while its copy was made", backend.ErrUnavailable)
 }
 
 func copyName(consumer string) string { return "export/" + consumer }
@@ -124,6 +139,10 @@ func (b *Backend) giveUp(ctx context.Context, err error, s *share, consumer stri
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), giveUpTimeout)
 	defer cancel()
+	now, gerr := b.getShare(ctx, s.ID)
+	if gerr == nil && len(slices.DeleteFunc(now.holds(), func(h hold) bool { return h.consumer != consumer || !h.live() })) > 1 {
+		return fmt.Errorf("%w: %s", backend.ErrUnavailable, err) // another call is at it, and may have what it needs
+	}
 	return undone(err, b.release(ctx, s, consumer, target))
 }
 
@@ -245,8 +264,15 @@ func (b *Backend) Unexport(ctx context.Context, target backend.Target, consumer 
 	if err != nil {
 		return err
 	}
-	if len(all) == 0 { // its share has gone, maybe by other hands
-		return b.dropKeys(ctx, consumer)
+	if len(all) == 0 { // its share has gone, maybe by other hands, or a killed process has left what no filter finds
+		s, err := b.shareOf(ctx, target)
+		if errors.Is(err, backend.ErrNotFound) || err == nil && s.holdOf(consumer).name == "" {
+			return b.dropKeys(ctx, consumer)
+		}
+		if err != nil {
+			return err
+		}
+		all = []*share{s}
 	}
 	for _, s := range all {
 		if slices.ContainsFunc(s.holds(), func(h hold) bool { return h.consumer == consumer && h.target(s) == target }) {
@@ -256,20 +282,45 @@ func (b *Backend) Unexport(ctx context.Context, target backend.Target, consumer 
 	return err
 }
 
+// shareOf is the share that is a target, or whose snapshot is.
+func (b *Backend) shareOf(ctx context.Context, target backend.Target) (*share, error) {
+	id := target.ShareID
+	if target.SnapshotID != "" {
+		snap, err := b.findSnapshot(ctx, target.SnapshotID)
+		if err != nil {
+			return nil, err
+		}
+		id = snap.ShareID
+	}
+	if !validID(id) {
+		return nil, backend.ErrNotFound
+	}
+	s, err := b.getShare(ctx, id)
+	if err == nil && !b.mine(s) {
+		err = backend.ErrNotFound
+	}
+	return s, err
+}
+
 // release takes away what Grant and Export have made, and then the hold.
 func (b *Backend) release(ctx context.Context, s *share, consumer string, target backend.Target) error {
 	// A Grant that has not yet written what it needs will see this.
 	begun, what := b.o.Now(), cmp.Or(target.SnapshotID, holdsShare)
 	var ended []hold
 	var names []string
+	old := true // all of it has ended, and so long ago that no Export has waited for what is left of it
 	for _, h := range s.holds() {
 		if h.consumer == consumer && h.what == what {
 			ended, names = append(ended, h), append(names, h.name)
+			old = old && !h.live() && !h.parting(begun.Add(-leavingAge))
 		}
 	}
 	err := b.setMetadata(ctx, "shares/"+s.ID, b.ends(names...))
 	if err == nil {
 		s, err = b.getShare(ctx, s.ID)
+	}
+	if err == nil && old && s.holdOf(consumer).live() { // what was granted is for that
+		return b.letGo(ctx, s.ID, consumer, ended)
 	}
 	if err == nil {
 		err = b.revoke(ctx, s, consumer, func(g grant) bool { return g.consumer == consumer })
@@ -283,6 +334,9 @@ func (b *Backend) release(ctx context.Context, s *share, consumer string, target
 			return err
 		}
 		for _, copied := range found {
+			if copied.about().source != target.SnapshotID {
+				continue
+			}
 			if err := b.removeShare(ctx, copied); err != nil {
 				return err
 			}

@@ -203,7 +203,7 @@ func (b *Backend) hold(ctx context.Context, target backend.Target, consumer stri
 			}
 			return nil, err
 		case own && (errors.Is(err, errUndecided) || errors.Is(err, backend.ErrNotFound) || errors.Is(err, backend.ErrConflict)):
-			ctx, cancel := context.WithDeadline(ctx, mine.since.Add(withdrawTime))
+			ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), mine.since.Add(withdrawTime)) // nobody may call again
 			defer cancel()
 			return nil, errors.Join(err, b.withdraw(ctx, s, mine))
 		}
@@ -338,7 +338,9 @@ func (b *Backend) letGo(ctx context.Context, id, consumer string, ended []hold) 
 	if err != nil {
 		return err
 	}
-	if !s.holdOf(consumer).live() {
+	if !slices.ContainsFunc(s.holds(), func(h hold) bool {
+		return h.consumer == consumer && !h.withdrawn && !slices.ContainsFunc(ended, func(e hold) bool { return e.name == h.name })
+	}) {
 		if err := b.dropMetadata(ctx, path, prefixConsumer+consumer); err != nil {
 			return err
 		}

@@ -163,3 +163,85 @@ func TestWithdrawalMeetsExport(t *testing.T) {
 		t.Errorf("met at %d points only", changes)
 	}
 }
+
+// TestKilledUnexport: what a killed Unexport has left, long ago, ends nothing that the
+// consumer has come to hold since.
+func TestKilledUnexport(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{Delay: slow, Protocol: "NFS"})
+	b := c.open()
+	req := request("data")
+	req.Parameters = map[string]string{"snapshotDirectory": ".snapshot/{id}"}
+	share := ok[*backend.Share](t)(b.CreateShare(t.Context(), req))
+	var cut []backend.Target
+	for _, name := range []string{"held again", "held before"} {
+		cut = append(cut, backend.Target{SnapshotID: ok[*backend.Snapshot](t)(b.CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: name, ShareID: share.ID})).ID})
+	}
+	long := time.Now().Add(-2 * leavingAge).UTC()
+	c.Alter(func(objects fakemanila.Objects) {
+		for i, target := range cut {
+			m, name := objects.Shares[share.ID].Metadata, fmt.Sprint("OLD", i)
+			m[hold{consumer: "one", what: target.SnapshotID, name: name}.key()] = long.Format(time.RFC3339Nano)
+			m[prefixEnd+name] = long.Format(time.RFC3339)
+		}
+	})
+	ok[*backend.Export](t)(b.Export(t.Context(), cut[0], "one"))
+	ok[*backend.Export](t)(b.Grant(t.Context(), "one", node1, true))
+	if err := c.open().DeleteSnapshot(t.Context(), cut[0].SnapshotID); !errors.Is(err, backend.ErrInUse) {
+		t.Errorf("delete what is held: %v", err)
+	}
+	if err := c.open().DeleteSnapshot(t.Context(), cut[1].SnapshotID); err != nil {
+		t.Errorf("delete what was held: %v", err)
+	}
+	if now, err := c.open().ExportOf(t.Context(), "one"); err != nil || now.Target != cut[0] || len(c.rules()) != 1 {
+		t.Errorf("%+v, %v, rules %v", now, err, c.rules())
+	}
+	if err := c.open().Unexport(t.Context(), cut[0], "one"); err != nil {
+		t.Error(err)
+	}
+	c.wantNothing("in the end")
+	if err := b.DeleteSnapshot(t.Context(), cut[0].SnapshotID); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestUnlistedHold: a hold that no filter finds ends all the same.
+func TestUnlistedHold(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{Delay: slow})
+	share, snap := c.snapshotted(c.open(), "data")
+	target := backend.Target{SnapshotID: snap.ID}
+	ok[*backend.Export](t)(c.open().Export(t.Context(), target, "one"))
+	c.Alter(func(objects fakemanila.Objects) { delete(objects.Shares[share.ID].Metadata, prefixConsumer+"one") })
+	if err := c.open().Unexport(t.Context(), target, "one"); err != nil {
+		t.Error(err)
+	}
+	if err := c.open().DeleteSnapshot(t.Context(), snap.ID); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestCopyMeetsUnexport: while the share is made that shows a snapshot, its hold ends. The
+// share goes.
+func TestCopyMeetsUnexport(t *testing.T) {
+	var target backend.Target
+	meet(t, fakemanila.Options{Delay: slow}, func(c *cloud) {
+		req := request("data")
+		req.Parameters = map[string]string{"protocol": "NFS"}
+		share := ok[*backend.Share](t)(c.open().CreateShare(t.Context(), req))
+		target.SnapshotID = ok[*backend.Snapshot](t)(c.open().CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: "cut", ShareID: share.ID})).ID
+	}, func(c *cloud) error {
+		_, err := c.open().Export(t.Context(), target, "one")
+		return err
+	}, func(c *cloud) {
+		if err := c.open().Unexport(t.Context(), target, "one"); err != nil && !notYet(err) {
+			t.Error(err)
+		}
+	}, func(c *cloud, when string, err error) {
+		if err != nil && !errors.Is(err, backend.ErrUnavailable) && !notYet(err) {
+			t.Errorf("%s: %v", when, err)
+		}
+		_, held := c.open().ExportOf(t.Context(), "one")
+		if want := map[bool]string{true: "2 shares, 1 snapshots, 0 rules", false: "1 shares, 1 snapshots, 0 rules"}[held == nil]; c.Counts() != want {
+			t.Errorf("%s: %v, held: %v: there is %s", when, err, held, c.Counts())
+		}
+	})
+}

@@ -250,6 +250,10 @@ func (b *Backend) finish(ctx context.Context, req backend.CreateShareRequest, se
 		s, err = b.extend(ctx, s, s.about().size)
 		for _, final := range []error{backend.ErrExhausted, backend.ErrUnsupported, backend.ErrInvalid} {
 			if errors.Is(err, final) { // it will not have the size, so it goes
+				now, gerr := b.getShare(ctx, clone.ID)
+				if gerr == nil && (now.ready() || now.Size >= clone.about().size) { // by another call it has
+					return nil, errAgain
+				}
 				return nil, undone(err, b.removeShare(ctx, clone))
 			}
 		}

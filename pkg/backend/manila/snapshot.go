@@ -188,6 +188,9 @@ func (b *Backend) DeleteSnapshot(ctx context.Context, id string) (err error) {
 		if _, err := b.unheld(ctx, s); err != nil {
 			return errors.Join(err, b.withdrawDeletion(ctx, path, id, name))
 		}
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, markAge/2) // while the mark counts
+		defer cancel()
 	}
 	err = b.removeSnapshot(ctx, s)
 	if kept := (*keptError)(nil); errors.As(err, &kept) && name != "" {
@@ -276,11 +279,11 @@ func (s *share) beingDeleted(snapshot string, after time.Time) bool {
 func (b *Backend) unheld(ctx context.Context, s *snapshot) (*share, error) {
 	parent, names, leaving, err := b.holding(ctx, s)
 	for _, consumer := range leaving {
-		if err == nil {
+		if err == nil && len(names) == 0 {
 			err = b.endUnexport(ctx, parent, s.ID, consumer)
 		}
 	}
-	if err == nil && len(leaving) > 0 {
+	if err == nil && len(names) == 0 && len(leaving) > 0 {
 		parent, names, leaving, err = b.holding(ctx, s)
 	}
 	if names = append(names, leaving...); err == nil && len(names) > 0 {
