@@ -288,7 +288,7 @@ func (b *Backend) unheld(ctx context.Context, s *snapshot) (*share, error) {
 	}
 	if names = append(names, leaving...); err == nil && len(names) > 0 {
 		slices.Sort(names)
-		err = fmt.Errorf("%w: held by %s", backend.ErrInUse, strings.Join(names, ", "))
+		err = fmt.Errorf("%w: held by %s", backend.ErrInUse, strings.Join(slices.Compact(names), ", "))
 	}
 	return parent, err
 }
