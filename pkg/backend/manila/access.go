@@ -339,8 +339,8 @@ func (b *Backend) Revoke(ctx context.Context, consumer, node string) (err error)
 	if err != nil || s == nil {
 		return err
 	}
-	at := func(g grant) bool { return g.consumer == consumer && (node == "" || g.node == digest(node)) }
-	if err = b.revoke(ctx, s, consumer, at); errors.Is(err, backend.ErrNotFound) {
+	leaves := func(g grant) bool { return g.consumer == consumer && (node == "" || g.node == digest(node)) }
+	if err = b.revoke(ctx, s, consumer, leaves); errors.Is(err, backend.ErrNotFound) {
 		return nil // the share has gone, and with it all that was granted
 	}
 	return err
@@ -367,13 +367,13 @@ func (s *share) leaving(g grant, after time.Time) bool {
 	return false
 }
 
-// revoke ends those of a consumer's grants that it is asked for.
+// revoke ends those of a consumer's grants that leave.
 //
 // Manila has no compare-and-swap, so this and Grant look out for each other. This
 // one marks the nodes that leave, lists the rules and then looks who needs them:
 // whoever is not seen there has written its need later, sees the mark, and waits.
 // The rules are denied by the ids that they had before that look. What a node has
-// written since the first is of a Grant that comes after this.
+// written since s was read is of a Grant that comes after this.
 func (b *Backend) revoke(ctx context.Context, s *share, consumer string, leaves func(grant) bool) error {
 	before, where, begun := s, s.sideKey(consumer), b.o.Now()
 	path, mark := "shares/"+s.ID, begun.UTC().Format(time.RFC3339)+" "+rand.Text()[:12]

@@ -109,7 +109,7 @@ func (b *Backend) prepare(ctx context.Context, s *share, consumer string) error 
 	if err != nil {
 		return err
 	}
-	made, err := b.CreateShare(ctx, backend.CreateShareRequest{Name: copyName(consumer), FromSnapshot: target.SnapshotID,
+	_, err = b.CreateShare(ctx, backend.CreateShareRequest{Name: copyName(consumer), FromSnapshot: target.SnapshotID,
 		MinSize: snap.Size * gib, Role: backend.RoleTemporary})
 	if err != nil {
 		return err
@@ -119,17 +119,29 @@ func (b *Backend) prepare(ctx context.Context, s *share, consumer string) error 
 	if err != nil || now.holdOf(consumer).live() && now.target(consumer) == target {
 		return err
 	}
-	copied, err := b.getShare(ctx, made.ID)
-	if err == nil {
-		err = b.removeShare(ctx, copied)
-	}
-	if err != nil && !errors.Is(err, backend.ErrNotFound) {
+	if err := b.dropCopies(ctx, consumer, target); err != nil {
 		return err
 	}
 	return fmt.Errorf("%w: it was unexported while its copy was made", backend.ErrUnavailable)
 }
 
 func copyName(consumer string) string { return "export/" + consumer }
+
+// dropCopies removes what prepare has made of a snapshot for a consumer.
+func (b *Backend) dropCopies(ctx context.Context, consumer string, target backend.Target) error {
+	found, err := b.named(ctx, copyName(consumer))
+	if err != nil {
+		return err
+	}
+	for _, copied := range found {
+		if copied.about().source == target.SnapshotID {
+			if err := b.removeShare(ctx, copied); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
 
 // giveUp lets go of what is held when preparing it has failed for good: nobody
 // may call again.
@@ -329,17 +341,8 @@ func (b *Backend) release(ctx context.Context, s *share, consumer string, target
 		return err
 	}
 	if target.SnapshotID != "" && s.wayOf() == wayCopy {
-		found, err := b.named(ctx, copyName(consumer))
-		if err != nil {
+		if err := b.dropCopies(ctx, consumer, target); err != nil {
 			return err
-		}
-		for _, copied := range found {
-			if copied.about().source != target.SnapshotID {
-				continue
-			}
-			if err := b.removeShare(ctx, copied); err != nil {
-				return err
-			}
 		}
 	}
 	if b.o.Now().Sub(begun) > leavingTime { // somebody may soon take it for what a killed process has left
