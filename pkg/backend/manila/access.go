@@ -2,7 +2,6 @@ package manila
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"maps"
@@ -37,10 +36,10 @@ func (g grant) key() string {
 	return prefixGrant + g.consumer + "." + g.node + "." + g.name
 }
 
-// value is "rw=192.0.2.7 ro=2001:db8::7".
-func (g grant) value() string {
-	words := make([]string, len(g.accesses))
-	for i, a := range g.accesses {
+// words is "rw=192.0.2.7 ro=2001:db8::7".
+func words(all []access) string {
+	words := make([]string, len(all))
+	for i, a := range all {
 		words[i] = a.level + "=" + a.to
 	}
 	return strings.Join(words, " ")
@@ -49,20 +48,8 @@ func (g grant) value() string {
 // of says whether two grants are of one node of one consumer.
 func (g grant) of(other grant) bool { return g.consumer == other.consumer && g.node == other.node }
 
-// leavingKey is that of the mark of a Revoke which is at work on the node: since
-// when, and a word of its own.
-func (g grant) leavingKey() string { return prefixLeaving + g.consumer + "." + g.node }
-
-// marked says since when a Revoke is at work, by the key of its mark.
-func (s *share) marked(leavingKey string) (since time.Time, ok bool) {
-	value, ok := s.Metadata[leavingKey]
-	text, _, _ := strings.Cut(value, " ")
-	since, _ = time.Parse(time.RFC3339, text)
-	return since, ok
-}
-
-// grants returns those on a share, and on its snapshots, by their keys; or the
-// marks, which have no accesses, by theirs.
+// grants returns those on a share, and on its snapshots, by their keys; or the marks
+// of those that leave, by theirs.
 func (s *share) grants(prefix string) map[string]grant {
 	all := map[string]grant{}
 	for key, value := range s.Metadata {
@@ -73,7 +60,8 @@ func (s *share) grants(prefix string) map[string]grant {
 		g := grant{}
 		g.consumer, rest, _ = strings.Cut(rest, ".")
 		g.node, g.name, _ = strings.Cut(rest, ".")
-		g.ended = g.name != "" && !s.ended(g.name).IsZero()
+		end, _ := s.ended(g.name)
+		g.ended = !end.IsZero()
 		for word := range strings.FieldsSeq(value) {
 			if level, to, _ := strings.Cut(word, "="); level == "ro" || level == "rw" {
 				g.accesses = append(g.accesses, access{client(to), level})
@@ -185,17 +173,18 @@ func (b *Backend) letIn(ctx context.Context, s *share, consumer string, node bac
 		return nil, err
 	}
 	where := s.sideKey(consumer)
+	served := false
 	for p := (pause{b: b}); ; {
 		var asked []access
 		var unasked error
 		if _, ok := s.granted(g); !ok {
-			g.name = newName()
-			if err := b.setMetadata(ctx, "shares/"+s.ID, map[string]string{g.key(): g.value()}); err != nil {
+			g.name, served = newName(), false
+			if err := b.setMetadata(ctx, "shares/"+s.ID, map[string]string{g.key(): words(g.accesses)}); err != nil {
 				return nil, err
 			}
 			// Manila makes the rule while this looks whether it is to be.
 			asked, unasked = b.askForNew(ctx, at, s.needed(where), g.accesses)
-			s.Metadata[g.key()] = g.value()
+			s.Metadata[g.key()] = words(g.accesses)
 		}
 		now, err := b.getShare(ctx, s.ID)
 		if err == nil && (!now.letsIn(consumer) || now.target(consumer) != x.Target) || errors.Is(err, backend.ErrNotFound) {
@@ -211,15 +200,17 @@ func (b *Backend) letIn(ctx context.Context, s *share, consumer string, node bac
 		if unasked != nil {
 			return nil, unasked
 		}
-		clear, err := b.clearOf(ctx, s, g)
-		if err != nil {
-			return nil, err
-		}
-		if clear {
-			// Whoever revokes from now on sees that it is needed.
-			switch err := b.serve(ctx, at, s.needed(where), g.accesses, asked); {
-			case err == nil:
+		if s.clearOf(g, b.o.Now().Add(-leavingAge)) {
+			if served {
 				return x, nil
+			}
+			// Whoever revokes from now on sees that it is needed.
+			switch anew, err := b.serve(ctx, at, s.needed(where), g.accesses, asked); {
+			case err == nil && !anew:
+				return x, nil
+			case err == nil: // who has revoked this node meanwhile may not have seen the rule
+				served = true
+				continue
 			case !errors.Is(err, errGone): // else a Revoke that came before has taken it along
 				return nil, err
 			}
@@ -240,21 +231,11 @@ func (s *share) granted(g grant) (grant, bool) {
 	return grant{}, false
 }
 
-// clearOf says whether a grant is written down, and no Revoke at work that may not
-// have seen it. The mark of one that was killed is dropped if it is of the same node, as
-// nothing that is needed may look as if it were leaving.
-func (b *Backend) clearOf(ctx context.Context, s *share, g grant) (bool, error) {
-	long := b.o.Now().Add(-leavingAge)
-	since, leaving := s.marked(g.leavingKey())
-	if leaving && !since.After(long) {
-		if err := b.dropMetadata(ctx, "shares/"+s.ID, g.leavingKey()); err != nil {
-			return false, err
-		}
-		delete(s.Metadata, g.leavingKey())
-		leaving = false
-	}
+// clearOf says whether a grant is written down, and no Revoke at work, begun after a time,
+// that may not have seen it.
+func (s *share) clearOf(g grant, after time.Time) bool {
 	_, written := s.granted(g)
-	return written && !leaving && !s.leaving(g, long), nil
+	return written && !s.leaving(g, after)
 }
 
 // letsIn says whether a consumer holds something of the share, and goes on to.
@@ -355,12 +336,11 @@ const (
 )
 
 // leaving says whether a Revoke that began after a time is about to take away
-// what a grant needs of another node or consumer.
+// what a grant needs.
 func (s *share) leaving(g grant, after time.Time) bool {
-	for _, other := range s.grants(prefixGrant) {
-		since, marked := s.marked(other.leavingKey())
-		if marked && since.After(after) && s.sideKey(other.consumer) == s.sideKey(g.consumer) &&
-			slices.ContainsFunc(other.accesses, func(a access) bool { return lets(g.accesses, a.to) }) {
+	for key, mark := range s.grants(prefixLeaving) {
+		if s.atWork(key, after) && s.sideKey(mark.consumer) == s.sideKey(g.consumer) &&
+			slices.ContainsFunc(mark.accesses, func(a access) bool { return lets(g.accesses, a.to) }) {
 			return true
 		}
 	}
@@ -370,29 +350,34 @@ func (s *share) leaving(g grant, after time.Time) bool {
 // revoke ends those of a consumer's grants that leave.
 //
 // Manila has no compare-and-swap, so this and Grant look out for each other. This
-// one marks the nodes that leave, lists the rules and then looks who needs them:
-// whoever is not seen there has written its need later, sees the mark, and waits.
-// The rules are denied by the ids that they had before that look. What a node has
-// written since s was read is of a Grant that comes after this.
+// one marks what leaves, lists the rules and then looks who needs them: whoever is
+// not seen there has written its need later, sees the mark, and waits. The rules are
+// denied by the ids that they had before that look. What a node has written since s
+// was read is of a Grant that comes after this.
 func (b *Backend) revoke(ctx context.Context, s *share, consumer string, leaves func(grant) bool) error {
 	before, where, begun := s, s.sideKey(consumer), b.o.Now()
-	path, mark := "shares/"+s.ID, begun.UTC().Format(time.RFC3339)+" "+rand.Text()[:12]
-	marks, gone, names := map[string]string{}, map[string]grant{}, []string(nil)
-	for _, prefix := range []string{prefixGrant, prefixLeaving} { // a killed process may have left no more than its mark
-		for key, g := range s.grants(prefix) {
-			if leaves(g) {
-				marks[g.leavingKey()] = mark
-				if prefix == prefixGrant {
-					gone[key], names = g, append(names, g.name)
-				}
+	path, mark := "shares/"+s.ID, newName() // another call that ends the same has its own
+	var gone, names []string
+	leaving, clients := map[string][]access{}, map[string]bool{}
+	for key, g := range s.grants(prefixGrant) {
+		if !leaves(g) {
+			continue
+		}
+		gone, names = append(gone, key), append(names, g.name)
+		key := prefixLeaving + g.consumer + "." + g.node + "." + mark
+		for _, a := range g.accesses {
+			if clients[a.to] = true; !lets(leaving[key], a.to) {
+				leaving[key] = append(leaving[key], a)
 			}
 		}
 	}
-	if len(marks) == 0 {
+	if len(gone) == 0 {
 		return nil
 	}
-	adds := b.ends(names...)
-	maps.Copy(adds, marks)
+	adds := b.ends(endDone, names...)
+	for key, accesses := range leaving {
+		adds[key] = begun.UTC().Format(time.RFC3339) + " " + words(accesses)
+	}
 	if err := b.setMetadata(ctx, path, adds); err != nil {
 		return err
 	}
@@ -407,62 +392,30 @@ func (b *Backend) revoke(ctx context.Context, s *share, consumer string, leaves 
 	if s, err = b.getShare(ctx, s.ID); err != nil {
 		return err
 	}
-	needed, clients := s.needed(where), map[string]bool{}
-	for _, g := range gone {
-		for _, a := range g.accesses {
-			clients[a.to] = true
-		}
-	}
+	needed := s.needed(where)
 	for to := range clients {
 		if err := b.takeAway(ctx, at, to, rules, needed, begun); err != nil {
 			return err
 		}
 	}
 	if b.o.Now().Sub(begun) > leavingTime { // somebody may have been let in who was tired of waiting
-		return b.revoke(ctx, before, consumer, leaves)
-	}
-	if s, err = b.getShare(ctx, s.ID); err != nil {
-		return err
-	}
-	for key := range marks {
-		if s.Metadata[key] != mark {
-			return b.revokeAfter(ctx, s, marks, consumer, leaves)
-		}
+		clients, err = nil, b.revoke(ctx, before, consumer, leaves)
 	}
 	for to := range clients {
 		if at.kind == "cephx" && !lets(needed, to) {
-			if err := b.dropKey(ctx, to); err != nil {
-				return err
-			}
+			err = errors.Join(err, b.dropKey(ctx, to))
 		}
 	}
-	for _, key := range slices.Concat(slices.Collect(maps.Keys(gone)), slices.Collect(maps.Keys(marks))) { // the marks last
+	if err != nil {
+		return err
+	}
+	if err := b.setMetadata(ctx, path, b.ends(endDone, mark)); err != nil {
+		return err
+	}
+	for _, key := range slices.Concat(gone, slices.Collect(maps.Keys(leaving))) {
 		if err := b.dropMetadata(ctx, path, key); err != nil {
 			return err
 		}
 	}
 	return b.dropOldEnds(ctx, s)
-}
-
-// revokeAfter is revoke once another process that is at work on the same has
-// finished: of two whose marks met, the one with the later mark goes on.
-func (b *Backend) revokeAfter(ctx context.Context, s *share, marks map[string]string, consumer string, leaves func(grant) bool) error {
-	for p := (pause{b: b}); s.holdOf(consumer).name != ""; {
-		busy := false
-		for key, own := range marks {
-			since, marked := s.marked(key)
-			busy = busy || marked && s.Metadata[key] != own && since.After(b.o.Now().Add(-leavingAge))
-		}
-		if !busy {
-			return b.revoke(ctx, s, consumer, leaves)
-		}
-		err := p.sleep(ctx)
-		if err == nil {
-			s, err = b.getShare(ctx, s.ID)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil // and with the hold all that was granted
 }

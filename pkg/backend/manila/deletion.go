@@ -117,16 +117,38 @@ func (b *Backend) Sweep(ctx context.Context) (waiting []string, err error) {
 
 // removeShare drops the keys of those who hold a share, deletes it and waits until it
 // is gone. The keys go first: whoever calls again, when the answer was lost, may find
-// nothing that tells whose they were. If the share stays, Grant brings them back.
+// nothing that tells whose they were. If the share stays, Grant brings them back. And
+// they go once more at the end, as a Grant may have put one there meanwhile.
 func (b *Backend) removeShare(ctx context.Context, s *share) error {
-	id, path := s.ID, "shares/"+s.ID
-	if s.Protocol == "CEPHFS" {
-		for _, h := range s.holds() {
-			if err := b.dropKeys(ctx, h.consumer); err != nil {
-				return err
-			}
+	if err := b.dropKeysOf(ctx, s); err != nil {
+		return err
+	}
+	if err := b.removeUsed(ctx, s); err != nil {
+		return err
+	}
+	return b.dropKeysOf(ctx, s)
+}
+
+// dropKeysOf drops the keys of those who hold a share, and no other one.
+func (b *Backend) dropKeysOf(ctx context.Context, s *share) error {
+	if s.Protocol != "CEPHFS" || b.o.Keys == nil {
+		return nil
+	}
+	for _, h := range s.holds() {
+		other, _, err := b.holder(ctx, h.consumer)
+		if err == nil && (other == nil || other.ID == s.ID) {
+			err = b.dropKeys(ctx, h.consumer)
+		}
+		if err != nil {
+			return err
 		}
 	}
+	return nil
+}
+
+// removeUsed is removeShare without the keys.
+func (b *Backend) removeUsed(ctx context.Context, s *share) error {
+	id, path := s.ID, "shares/"+s.ID
 	if s.Group != "" { // Manila wants to be told that one knows
 		path += "?share_group_id=" + url.QueryEscape(s.Group)
 	}

@@ -3,6 +3,7 @@ package manila
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -147,12 +148,85 @@ func TestLateParting(t *testing.T) {
 	}
 	c.Alter(func(objects fakemanila.Objects) {
 		objects.Shares[share.ID].Metadata[hold{consumer: "reader", what: snap.ID, name: "LATE"}.key()] = time.Now().UTC().Format(time.RFC3339)
-		objects.Shares[share.ID].Metadata[prefixEnd+"LATE"] = time.Now().UTC().Format(time.RFC3339)
+		objects.Shares[share.ID].Metadata[prefixEnd+"LATE."+time.Now().UTC().Format(endStamp)] = endDone
 	})
 	if err := errors.Join(b.DeleteSnapshot(t.Context(), snap.ID), b.DeleteShare(t.Context(), share.ID)); err != nil {
 		t.Error(err)
 	}
 	if left := c.Counts(); left != "0 shares, 0 snapshots, 0 rules" {
 		t.Errorf("left behind: %s", left)
+	}
+}
+
+// TestKeysOfTheDeleted: the keys of a share that is deleted go, also one that came
+// meanwhile; but not that of a consumer who holds another share by now.
+func TestKeysOfTheDeleted(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{Delay: slow})
+	b := c.open()
+	late := heldAs(c, "cephx")
+	granted := false
+	c.Strike(func(change int, after bool) bool {
+		if !granted && !after {
+			granted = true
+			ok[*backend.Export](t)(c.open().Grant(t.Context(), "one", node1, false))
+		}
+		return false
+	})
+	if err := b.DeleteShare(t.Context(), late.ID); err != nil || !granted {
+		t.Errorf("granted: %v, %v", granted, err)
+	}
+	c.Strike(nil)
+	c.wantNothing("deleted beside a grant")
+
+	var shares [2]*backend.Share
+	for i := range shares {
+		shares[i] = ok[*backend.Share](t)(b.CreateShare(t.Context(), request(fmt.Sprint(i))))
+	}
+	ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{ShareID: shares[1].ID}, "one"))
+	ok[*backend.Export](t)(b.Grant(t.Context(), "one", node1, false))
+	c.Alter(func(objects fakemanila.Objects) { // a killed Unexport has left it
+		objects.Shares[shares[0].ID].Metadata[hold{consumer: "one", what: holdsShare, name: "OLD"}.key()] = time.Now().UTC().Format(time.RFC3339Nano)
+		objects.Shares[shares[0].ID].Metadata[prefixEnd+"OLD."+time.Now().UTC().Format(endStamp)] = endDone
+	})
+	if err := b.DeleteShare(t.Context(), shares[0].ID); err != nil {
+		t.Error(err)
+	}
+	c.wantIn("cephx", "another share of the consumer's was deleted")
+}
+
+// TestUnfinishedSnapshot: what its call has not marked ready is nothing that others see.
+func TestUnfinishedSnapshot(t *testing.T) {
+	for _, version := range []string{"2.89", "2.60"} {
+		t.Run(version, func(t *testing.T) {
+			c := newCloud(t, fakemanila.Options{Microversion: version})
+			b := c.open()
+			share := ok[*backend.Share](t)(b.CreateShare(t.Context(), request("data")))
+			cut := backend.CreateSnapshotRequest{Name: "cut", ShareID: share.ID, Role: backend.RoleUser}
+			c.Strike(func(change int, after bool) bool { return change == 1 && after || change > 1 }) // before its mark
+			if _, err := c.open().CreateSnapshot(t.Context(), cut); err == nil {
+				t.Fatal("it was not killed")
+			}
+			c.Strike(nil)
+			id := ""
+			c.Alter(func(objects fakemanila.Objects) {
+				for id = range objects.Snapshots {
+				}
+			})
+			if all, _, err := b.ListSnapshots(t.Context(), "", 0); err != nil || len(all) > 0 {
+				t.Errorf("listed: %d, %v", len(all), err)
+			}
+			for what, err := range map[string]error{
+				"look":   errOf(b.Snapshot(t.Context(), id)),
+				"export": errOf(b.Export(t.Context(), backend.Target{SnapshotID: id}, "one")),
+				"clone":  errOf(b.CreateShare(t.Context(), backend.CreateShareRequest{Name: "clone", FromSnapshot: id})),
+			} {
+				if !errors.Is(err, backend.ErrNotFound) {
+					t.Errorf("%s: %v", what, err)
+				}
+			}
+			if again := ok[*backend.Snapshot](t)(b.CreateSnapshot(t.Context(), cut)); again.ID != id || errOf(b.Snapshot(t.Context(), id)) != nil {
+				t.Errorf("%+v, and it was %s", again, id)
+			}
+		})
 	}
 }

@@ -327,7 +327,7 @@ func (b *Backend) release(ctx context.Context, s *share, consumer string, target
 			old = old && !h.live() && !h.parting(begun.Add(-leavingAge))
 		}
 	}
-	err := b.setMetadata(ctx, "shares/"+s.ID, b.ends(names...))
+	err := b.setMetadata(ctx, "shares/"+s.ID, b.ends(endDone, names...))
 	if err == nil {
 		s, err = b.getShare(ctx, s.ID)
 	}

@@ -57,37 +57,47 @@ func (s *share) holds() (all []hold) {
 		h.consumer, rest, _ = strings.Cut(rest, ".") // no consumer has a dot
 		h.what, h.name, _ = strings.Cut(rest, ".")
 		h.since, _ = time.Parse(time.RFC3339Nano, value)
-		h.ended = s.ended(h.name)
-		h.withdrawn = strings.HasSuffix(s.Metadata[prefixEnd+h.name], withdrawn)
+		h.ended, h.withdrawn = s.ended(h.name)
 		all = append(all, h)
 	}
 	slices.SortFunc(all, hold.compare)
 	return all
 }
 
-// ended is since when what has a name has ended, or is about to; zero if it has not.
-func (s *share) ended(name string) time.Time {
-	end, ok := s.Metadata[prefixEnd+name]
-	if !ok {
-		return time.Time{}
+// ended is since when what has a name has ended, or is about to, zero if it has not;
+// and whether it has let nobody in. The last of several ends counts.
+func (s *share) ended(name string) (since time.Time, withdrawn bool) {
+	for key, value := range s.Metadata {
+		stamp, ok := strings.CutPrefix(key, prefixEnd+name+".")
+		if !ok {
+			continue
+		}
+		at, err := time.Parse(endStamp, stamp)
+		if err != nil {
+			at = time.Unix(0, 0)
+		}
+		if at.After(since) {
+			since = at
+		}
+		withdrawn = withdrawn || value == endWithdrawn
 	}
-	since, err := time.Parse(time.RFC3339, strings.TrimSuffix(end, withdrawn))
-	if err != nil {
-		return time.Unix(0, 0)
-	}
-	return since
+	return since, withdrawn
 }
 
 func newName() string { return rand.Text()[:12] }
 
-// withdrawn is what the end of a hold ends with that was never one for its caller.
-const withdrawn = " withdrawn"
+// An end has its time in its key, as whoever repeats what was cut off ends a thing again.
+const (
+	endStamp     = "20060102T150405Z"
+	endDone      = "true"
+	endWithdrawn = "withdrawn" // of a hold that was never one for its caller
+)
 
 // ends is what ends the things that have the names.
-func (b *Backend) ends(names ...string) map[string]string {
+func (b *Backend) ends(value string, names ...string) map[string]string {
 	all := map[string]string{}
 	for _, name := range names {
-		all[prefixEnd+name] = b.o.Now().UTC().Format(time.RFC3339)
+		all[prefixEnd+name+"."+b.o.Now().UTC().Format(endStamp)] = value
 	}
 	return all
 }
@@ -310,9 +320,7 @@ const rivalTime = 5 * time.Second
 
 // withdraw ends a hold that has let nobody in.
 func (b *Backend) withdraw(ctx context.Context, s *share, h hold) error {
-	end := b.ends(h.name)
-	end[prefixEnd+h.name] += withdrawn
-	err := b.setMetadata(ctx, "shares/"+s.ID, end)
+	err := b.setMetadata(ctx, "shares/"+s.ID, b.ends(endWithdrawn, h.name))
 	if err == nil {
 		err = b.letGo(ctx, s.ID, h.consumer, []hold{h})
 	}
@@ -362,7 +370,7 @@ const (
 )
 
 // dropOldEnds drops what has ended something that is gone for good, and what has come
-// back although it had ended.
+// back although it had ended, or is of a process that was killed.
 func (b *Backend) dropOldEnds(ctx context.Context, s *share) error {
 	old := s.oldEnds(b.o.Now().Add(-endAge))
 	for _, key := range old[:min(len(old), mostEnds)] {
@@ -374,26 +382,56 @@ func (b *Backend) dropOldEnds(ctx context.Context, s *share) error {
 }
 
 // oldEnds are the keys of what has ended before a time and is there all the same, but
-// for holds that an Unexport has to finish, and of what has ended things that are gone.
+// for holds that an Unexport has to finish; of marks that were made before that time;
+// and of what has ended things that are gone.
 func (s *share) oldEnds(before time.Time) (keys []string) {
 	there := map[string]bool{}
 	for key := range s.Metadata {
-		for _, prefix := range []string{prefixHold, prefixGrant, prefixDeleting} {
-			name := key[strings.LastIndex(key, ".")+1:]
-			end := s.Metadata[prefixEnd+name]
-			if !strings.HasPrefix(key, prefix) || end == "" {
-				continue
-			}
-			there[name] = true
-			if s.ended(name).Before(before) && (prefix != prefixHold || strings.HasSuffix(end, withdrawn)) {
-				keys = append(keys, key)
-			}
+		i := slices.IndexFunc(namedEntries, func(prefix string) bool { return strings.HasPrefix(key, prefix) })
+		if i < 0 {
+			continue
 		}
+		name := nameOf(key)
+		end, withdrawn := s.ended(name)
+		switch prefix := namedEntries[i]; {
+		case (prefix == prefixDeleting || prefix == prefixLeaving) && s.since(key).Before(before):
+			keys = append(keys, key)
+		case end.IsZero():
+			continue
+		case end.Before(before) && (prefix != prefixHold || withdrawn):
+			keys = append(keys, key)
+		}
+		there[name] = true
 	}
 	for key := range s.Metadata {
-		if name, ok := strings.CutPrefix(key, prefixEnd); ok && !there[name] && s.ended(name).Before(before) {
+		rest, ok := strings.CutPrefix(key, prefixEnd)
+		name, stamp, _ := strings.Cut(rest, ".")
+		if at, err := time.Parse(endStamp, stamp); ok && !there[name] && (err != nil || at.Before(before)) {
 			keys = append(keys, key)
 		}
 	}
 	return keys
+}
+
+// namedEntries are the prefixes of what has a name, and what ends it.
+var namedEntries = []string{prefixHold, prefixGrant, prefixLeaving, prefixDeleting}
+
+// nameOf is the name of an entry by its key.
+func nameOf(key string) string { return key[strings.LastIndex(key, ".")+1:] }
+
+// since is the time that the value of a mark begins with; zero if there is none.
+func (s *share) since(key string) time.Time {
+	text, _, _ := strings.Cut(s.Metadata[key], " ")
+	at, _ := time.Parse(time.RFC3339, text)
+	return at
+}
+
+// atWork says whether the call that has made a mark after a time goes on. A mark that
+// nobody can read does.
+func (s *share) atWork(mark string, after time.Time) bool {
+	if end, _ := s.ended(nameOf(mark)); !end.IsZero() {
+		return false
+	}
+	at := s.since(mark)
+	return at.IsZero() || at.After(after)
 }

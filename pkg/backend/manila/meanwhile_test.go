@@ -3,6 +3,7 @@ package manila
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -182,7 +183,7 @@ func TestKilledUnexport(t *testing.T) {
 		for i, target := range cut {
 			m, name := objects.Shares[share.ID].Metadata, fmt.Sprint("OLD", i)
 			m[hold{consumer: "one", what: target.SnapshotID, name: name}.key()] = long.Format(time.RFC3339Nano)
-			m[prefixEnd+name] = long.Format(time.RFC3339)
+			m[prefixEnd+name+"."+long.Format(endStamp)] = endDone
 		}
 	})
 	ok[*backend.Export](t)(b.Export(t.Context(), cut[0], "one"))
@@ -245,4 +246,74 @@ func TestCopyMeetsUnexport(t *testing.T) {
 			t.Errorf("%s: %v, held: %v: there is %s", when, err, held, c.Counts())
 		}
 	})
+}
+
+// TestOldEntries: what has come back to the metadata of a share, or was left by those who
+// were killed, holds nobody up and goes. What an Unexport has to finish stays.
+func TestOldEntries(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{Delay: slow})
+	b := c.open()
+	share, snap := c.snapshotted(b, "data")
+	target := backend.Target{ShareID: share.ID}
+	ok[*backend.Export](t)(b.Export(t.Context(), target, "one"))
+	long, now := time.Now().Add(-2*endAge).UTC(), time.Now().UTC()
+	kept := map[string]string{
+		hold{consumer: "killed", what: snap.ID, name: "A"}.key(): long.Format(time.RFC3339Nano),
+		prefixEnd + "A." + long.Format(endStamp):                 endDone,
+		prefixEnd + "B." + now.Format(endStamp):                  endDone, // it may still bring B back
+	}
+	old := map[string]string{
+		hold{consumer: "late", what: snap.ID, name: "C"}.key():      long.Format(time.RFC3339Nano),
+		prefixEnd + "C." + long.Format(endStamp):                    endWithdrawn,
+		prefixDeleting + "7.D":                                      long.Format(time.RFC3339),
+		grant{consumer: "one", node: "0", name: "E"}.key():          "rw=abaca-e",
+		prefixEnd + "E." + long.Format(endStamp):                    endDone,
+		prefixLeaving + "one." + digest(node1.Name) + ".F":          long.Format(time.RFC3339) + " rw=" + b.user("one"),
+		prefixEnd + "G." + long.Format(endStamp):                    endDone,
+		hold{consumer: "long gone", what: snap.ID, name: "H"}.key(): long.Format(time.RFC3339Nano),
+		prefixEnd + "H." + long.Format(endStamp):                    endDone,
+		prefixEnd + "H." + long.Add(time.Minute).Format(endStamp):   endWithdrawn,
+	}
+	ended := map[string]string{ // a mark that came back
+		prefixLeaving + "one." + digest(node1.Name) + ".I": now.Format(time.RFC3339) + " rw=" + b.user("one"),
+		prefixEnd + "I." + now.Format(endStamp):            endDone,
+	}
+	c.Alter(func(objects fakemanila.Objects) {
+		for _, m := range []map[string]string{kept, old, ended} {
+			maps.Copy(objects.Shares[share.ID].Metadata, m)
+		}
+	})
+	here := func() (left map[string]bool) {
+		c.Alter(func(objects fakemanila.Objects) {
+			left = map[string]bool{}
+			for key := range objects.Shares[share.ID].Metadata {
+				left[key] = true
+			}
+		})
+		return left
+	}
+	for range 4 { // each drops some
+		ok[*backend.Export](t)(b.Grant(short(t), "one", node1, false))
+		if err := b.Revoke(t.Context(), "one", node1.Name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for key := range kept {
+		if !here()[key] {
+			t.Errorf("%s has gone", key)
+		}
+	}
+	for key := range old {
+		if here()[key] && !strings.HasPrefix(key, prefixEnd) { // whose ends go the next time
+			t.Errorf("%s is left", key)
+		}
+	}
+	if err := b.DeleteSnapshot(t.Context(), snap.ID); err != nil {
+		t.Error(err)
+	}
+	for key := range here() {
+		if strings.Contains(key, snap.ID) {
+			t.Errorf("the snapshot is gone, and %s is left", key)
+		}
+	}
 }

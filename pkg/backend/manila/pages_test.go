@@ -19,7 +19,7 @@ func (c *cloud) crowd(like string, n int) {
 			s := *objects.Shares[like]
 			s.ID, s.Metadata = fmt.Sprintf("crowd-%04d", i), maps.Clone(s.Metadata)
 			objects.Shares[s.ID] = &s
-			m := map[string]string{keyInstance: "abaca", keyID: s.ID}
+			m := map[string]string{keyInstance: "abaca", keyID: s.ID, keyReady: "true"}
 			objects.Snapshots["s"+s.ID] = &fakemanila.Snapshot{ID: "s" + s.ID, ShareID: like, Status: "available", Size: 1, Metadata: m,
 				Description: oldDescription(m), Created: s.Created}
 		}

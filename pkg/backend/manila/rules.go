@@ -58,7 +58,7 @@ func (b *Backend) takeAway(ctx context.Context, at side, to string, rules []rule
 		if slices.ContainsFunc(rules, func(r rule) bool { return r.State != "error" }) {
 			return nil
 		}
-		err := b.serve(ctx, at, needed, needed[i:i+1], nil)
+		_, err := b.serve(ctx, at, needed, needed[i:i+1], nil)
 		if refused := (*refusedRule)(nil); errors.As(err, &refused) {
 			return nil // whoever needs it was told, or will be
 		}
@@ -122,13 +122,15 @@ func (b *Backend) askForNew(ctx context.Context, at side, needed, wanted []acces
 // serve has the rules for the clients that are wanted in effect, each at the
 // highest level that is needed. Where that cannot be, who only reads is let in to
 // read all the same: the rule that he had may have been lost in raising it. Rules that
-// were asked for are waited for.
-func (b *Backend) serve(ctx context.Context, at side, needed, wanted, asked []access) error {
+// were asked for are waited for; anew says that another one was made.
+func (b *Backend) serve(ctx context.Context, at side, needed, wanted, asked []access) (anew bool, err error) {
 	for _, w := range wanted {
 		ro, highest := access{w.to, "ro"}, highest(needed, w)
-		err := b.allow(ctx, at, highest, slices.Contains(asked, w))
+		made, err := b.allow(ctx, at, highest, slices.Contains(asked, w))
+		anew = anew || made
 		if refused := (*refusedRule)(nil); highest.level == "rw" && errors.As(err, &refused) && slices.Contains(needed, ro) {
-			back := b.allow(ctx, at, ro, false)
+			made, back := b.allow(ctx, at, ro, false)
+			anew = anew || made
 			if w == ro {
 				err = back
 			} else if back != nil {
@@ -136,17 +138,18 @@ func (b *Backend) serve(ctx context.Context, at side, needed, wanted, asked []ac
 			}
 		}
 		if err != nil {
-			return err
+			return anew, err
 		}
 	}
-	return nil
+	return anew, nil
 }
 
 // allow makes a rule, or finds it, and waits until it is in effect, and until the
-// key that goes with it is in the store. asked says that it was asked for a moment ago.
+// key that goes with it is in the store; made says which. asked says that it was asked for
+// a moment ago.
 // A rule of ours that Manila could not apply goes, as it may block others, and
 // its reason is told.
-func (b *Backend) allow(ctx context.Context, at side, a access, asked bool) error {
+func (b *Backend) allow(ctx context.Context, at side, a access, asked bool) (made bool, err error) {
 	kind, to := at.kind, a.to
 	begun := b.o.Now()
 	p := pause{b: b, kind: "rule"}
@@ -158,13 +161,13 @@ func (b *Backend) allow(ctx context.Context, at side, a access, asked bool) erro
 	}
 	if asked {
 		if err := rest(); err != nil {
-			return err
+			return made, err
 		}
 	}
 	for {
 		rules, err := b.rulesOn(ctx, at)
 		if err != nil {
-			return err
+			return made, err
 		}
 		r := rule{} // none
 		if i := slices.IndexFunc(rules, func(r rule) bool { return r.Type == kind && r.To == to }); i >= 0 {
@@ -174,10 +177,11 @@ func (b *Backend) allow(ctx context.Context, at side, a access, asked bool) erro
 		switch {
 		case r.ID == "" && !asked:
 			if asked, err = b.askFor(ctx, at, a); err != nil { // one that is there already may be on its way out
-				return err
+				return made, err
 			}
+			made = made || asked
 		case r.ID == "":
-			return fmt.Errorf("%w: %s", errGone, to)
+			return made, fmt.Errorf("%w: %s", errGone, to)
 		case r.State == "error":
 			since := begun
 			if !asked {
@@ -185,43 +189,43 @@ func (b *Backend) allow(ctx context.Context, at side, a access, asked bool) erro
 			}
 			told := b.complaint(ctx, at.id, since, ruling...)
 			if !b.madeByUs(at, r) {
-				return &refusedRule{why("Manila could not let "+to+" in by a rule that is not ours", told)}
+				return made, &refusedRule{why("Manila could not let "+to+" in by a rule that is not ours", told)}
 			}
 			reason := &refusedRule{why("Manila could not let "+to+" in", told)}
 			if err := b.deny(ctx, at, r); err != nil {
-				return fmt.Errorf("%w; and the rule does not go: %s", reason.error, err)
+				return made, fmt.Errorf("%w; and the rule does not go: %s", reason.error, err)
 			}
 			if !asked { // what has failed was another's attempt
 				continue
 			}
 			if strings.TrimSpace(told.Detail) != noSuchLevel || a.level != "ro" {
-				return reason
+				return made, reason
 			}
 			a.level, asked = "rw", false // the node mounts it read-only all the same
 			continue
 		case low && !b.madeByUs(at, r):
-			return &refusedRule{fmt.Errorf("%w: %s is let in to read only, by a rule that is not ours", backend.ErrConflict, to)}
+			return made, &refusedRule{fmt.Errorf("%w: %s is let in to read only, by a rule that is not ours", backend.ErrConflict, to)}
 		case low && b.minor >= sinceLevels:
 			raise := map[string]any{"update_access": map[string]any{"access_level": a.level}}
 			if err := b.put(ctx, "share-access-rules/"+url.PathEscape(r.ID), raise); err != nil {
-				return err
+				return made, err
 			}
 			asked = true
 		case low:
 			if err := b.deny(ctx, at, r); err != nil {
-				return err
+				return made, err
 			}
 			asked = false
 			continue
 		case r.State == "active" && (kind != "cephx" || r.Key != ""):
 			p.ended()
 			if kind != "cephx" {
-				return nil
+				return made, nil
 			}
-			return b.o.Keys.Put(ctx, to, r.Key)
+			return made, b.o.Keys.Put(ctx, to, r.Key)
 		}
 		if err := rest(); err != nil {
-			return err
+			return made, err
 		}
 	}
 }

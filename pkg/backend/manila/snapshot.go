@@ -101,7 +101,7 @@ func (b *Backend) cut(ctx context.Context, req backend.CreateSnapshotRequest) (*
 	return made, nil
 }
 
-// findSnapshot returns a snapshot that is ours and is there to stay.
+// findSnapshot returns a snapshot that is ours and ready, and not about to go.
 func (b *Backend) findSnapshot(ctx context.Context, id string) (*snapshot, error) {
 	if !validID(id) {
 		return nil, backend.ErrNotFound
@@ -110,10 +110,15 @@ func (b *Backend) findSnapshot(ctx context.Context, id string) (*snapshot, error
 	if err != nil {
 		return nil, err
 	}
-	if s.Metadata[keyInstance] != b.o.Instance || s.Status == "deleting" {
+	if !b.shown(s) {
 		return nil, backend.ErrNotFound
 	}
 	return s, nil
+}
+
+// shown says whether a snapshot is one for those who have not made it.
+func (b *Backend) shown(s *snapshot) bool {
+	return s.Metadata[keyInstance] == b.o.Instance && s.ready() && s.Status != "deleting"
 }
 
 // source returns the snapshot that a share is made from, and the share that it is
@@ -174,7 +179,7 @@ func (b *Backend) DeleteSnapshot(ctx context.Context, id string) (err error) {
 			return err
 		}
 		for _, old := range parent.deletions(id) {
-			if !parent.recent(old, b.o.Now().Add(-markAge)) {
+			if !parent.atWork(old, b.o.Now().Add(-markAge)) {
 				if err := b.dropMetadata(ctx, path, old); err != nil {
 					return err
 				}
@@ -204,7 +209,7 @@ func (b *Backend) DeleteSnapshot(ctx context.Context, id string) (err error) {
 
 // withdrawDeletion takes back the mark of a deletion that is not to be.
 func (b *Backend) withdrawDeletion(ctx context.Context, path, id, name string) error {
-	if err := b.setMetadata(ctx, path, b.ends(name)); err != nil {
+	if err := b.setMetadata(ctx, path, b.ends(endDone, name)); err != nil {
 		return err
 	}
 	return b.dropMetadata(ctx, path, prefixDeleting+id+"."+name)
@@ -225,8 +230,14 @@ func (b *Backend) finishDeletion(ctx context.Context, shareID, id string) error 
 	if err != nil {
 		return err
 	}
-	for _, mark := range parent.deletions(id) {
-		err = errors.Join(err, b.dropMetadata(ctx, "shares/"+shareID, mark))
+	over := parent.deletions(id)
+	for _, h := range parent.holds() {
+		if h.what == id { // it had ended, and has come back
+			over = append(over, h.key())
+		}
+	}
+	for _, key := range over {
+		err = errors.Join(err, b.dropMetadata(ctx, "shares/"+shareID, key))
 	}
 	return err
 }
@@ -258,19 +269,10 @@ func (s *share) deletions(snapshot string) (marks []string) {
 	return marks
 }
 
-// recent says whether a mark is younger than a time, and was not withdrawn.
-func (s *share) recent(mark string, after time.Time) bool {
-	if !s.ended(mark[strings.LastIndex(mark, ".")+1:]).IsZero() {
-		return false
-	}
-	since, err := time.Parse(time.RFC3339, s.Metadata[mark])
-	return err != nil || since.After(after)
-}
-
 // beingDeleted says whether somebody has begun to delete a snapshot of the share,
 // after a time.
 func (s *share) beingDeleted(snapshot string, after time.Time) bool {
-	return slices.ContainsFunc(s.deletions(snapshot), func(mark string) bool { return s.recent(mark, after) })
+	return slices.ContainsFunc(s.deletions(snapshot), func(mark string) bool { return s.atWork(mark, after) })
 }
 
 // unheld returns the share of a snapshot, or ErrInUse while a consumer holds the
@@ -361,9 +363,7 @@ func (b *Backend) ListSnapshots(ctx context.Context, after string, limit int) (_
 	if err != nil {
 		return nil, false, err
 	}
-	all = slices.DeleteFunc(all, func(s *snapshot) bool {
-		return s.Metadata[keyInstance] != b.o.Instance || s.Status == "deleting" || stateOf(s.Status) == passing
-	})
+	all = slices.DeleteFunc(all, func(s *snapshot) bool { return !b.shown(s) })
 	page, more := pageOf(all, func(s *snapshot) string { return s.ID }, after, limit)
 	out := make([]*backend.Snapshot, len(page))
 	for i, s := range page {

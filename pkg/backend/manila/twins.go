@@ -142,10 +142,7 @@ func settleTwins[T object](ctx context.Context, b *Backend, c calls[T], o T, own
 		case len(found) == 0:
 			return fmt.Errorf("%w: Manila does not list %s", backend.ErrPending, m.ID)
 		case found[0].it().ID != m.ID && own:
-			if err := c.remove(ctx, o); err != nil {
-				return fmt.Errorf("remove %s, which was made twice: %w", m.ID, pendingOr(err))
-			}
-			return errAgain
+			return cmp.Or(removeTwin(ctx, c, m.ID), errAgain)
 		case found[0].it().ID != m.ID:
 			return errAgain
 		}
@@ -181,20 +178,28 @@ func dropTwins[T object](ctx context.Context, b *Backend, c calls[T], found []T,
 			rest = id
 			continue
 		}
-		now, err := c.get(ctx, id)
-		switch {
-		case errors.Is(err, backend.ErrNotFound):
-			continue
-		case err == nil && now.it().ready(): // it is chosen
-			return "", errAgain
-		case err == nil:
-			err = c.remove(ctx, now)
-		}
-		if err != nil {
-			return "", fmt.Errorf("remove %s, which was made twice: %w", id, pendingOr(err))
+		if err := removeTwin(ctx, c, id); err != nil {
+			return "", err
 		}
 	}
 	return rest, nil
+}
+
+// removeTwin removes what was made twice; errAgain if another call has chosen it.
+func removeTwin[T object](ctx context.Context, c calls[T], id string) error {
+	now, err := c.get(ctx, id)
+	switch {
+	case errors.Is(err, backend.ErrNotFound):
+		return nil
+	case err == nil && now.it().ready():
+		return errAgain
+	case err == nil:
+		err = c.remove(ctx, now)
+	}
+	if err != nil {
+		return fmt.Errorf("remove %s, which was made twice: %w", id, pendingOr(err))
+	}
+	return nil
 }
 
 // dropTwinsOf is dropTwins for an object that is ready and about to be deleted, so

@@ -1,6 +1,7 @@
 package manila
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -128,5 +129,29 @@ func TestFailedLater(t *testing.T) {
 	}
 	if got := c.Counts(); got != "1 shares, 1 snapshots, 0 rules" {
 		t.Errorf("there is %s", got)
+	}
+}
+
+// TestOwnTwin: a call does not remove what it has made itself when another one has chosen it.
+func TestOwnTwin(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{})
+	b := c.open()
+	object := func(id string) *share {
+		return &share{made: made{ID: id, Status: "available", Metadata: map[string]string{}}}
+	}
+	removed := 0
+	on := calls[*share]{
+		seen: func(context.Context, string, time.Duration) (sight[*share], error) {
+			return sight[*share]{time.Now(), []*share{object("another"), object("own")}}, nil
+		},
+		get: func(context.Context, string) (*share, error) {
+			s := object("own")
+			s.Metadata[keyReady] = "true"
+			return s, nil
+		},
+		remove: func(context.Context, *share) error { removed++; return nil },
+	}
+	if err := settleTwins(t.Context(), b, on, object("own"), true, sight[*share]{}); !errors.Is(err, errAgain) || removed > 0 {
+		t.Errorf("removed %d times, %v", removed, err)
 	}
 }
