@@ -1,13 +1,15 @@
 """Makes what a cloud has before its first user, waits for Manila's services, and prints a clouds.yaml.
 
-Arguments: the address, the administrator's password, the user's. What is there already stays."""
+Arguments: the address, the administrator's password, the user's, and the access rules of a restricted
+credential. What is there already stays; that credential is made anew, as its rules may have changed."""
+import json
 import sys
 import time
 
 from keystoneauth1 import exceptions, session
 from keystoneauth1.identity import v3
 
-ip, secret, password = sys.argv[1:]
+ip, secret, password, rules = sys.argv[1:]
 keystone, manila = f"http://{ip}:5000/v3", f"http://{ip}:8786/v2"
 
 
@@ -74,8 +76,19 @@ user = ensure("user", {"name": "csi", "domain_id": "default", "password": passwo
 member = ensure("role", {"name": "member"}, keystone + "/roles")
 call("PUT", f"{keystone}/projects/{project}/users/{user}/roles/{member}")
 csi = login("csi", password)
-credential = ensure("application_credential", {"name": "csi", "secret": password},
-                    f"{keystone}/users/{user}/application_credentials", csi)
+credentials = f"{keystone}/users/{user}/application_credentials"
+credential = ensure("application_credential", {"name": "csi", "secret": password}, credentials, csi)
+for old in call("GET", credentials, by=csi)["application_credentials"]:
+    if old["name"] == "restricted":
+        call("DELETE", f"{credentials}/{old['id']}", by=csi)
+restricted = ensure("application_credential", {"name": "restricted", "secret": password, "access_rules": json.loads(rules)},
+                    credentials, csi)
+trustee = ensure("user", {"name": "trustee", "domain_id": "default", "password": password}, keystone + "/users")
+trusts = f"{keystone}/OS-TRUST/trusts"
+trust = [x["id"] for x in call("GET", f"{trusts}?trustor_user_id={user}", by=csi)["trusts"]]
+if not trust:
+    trust = [call("POST", trusts, {"trust": {"trustor_user_id": user, "trustee_user_id": trustee, "project_id": project,
+                                             "roles": [{"name": "member"}], "impersonation": True}}, csi)["trust"]["id"]]
 
 wait("manila-api", lambda: answers(manila))
 snapshots = {"snapshot_support": "True", "create_share_from_snapshot_support": "True"}
@@ -112,4 +125,19 @@ print(f"""clouds:
       auth_url: {keystone}
       application_credential_id: {credential}
       application_credential_secret: {password}
+    region_name: {region}
+  lab-restricted:
+    auth_type: v3applicationcredential
+    auth:
+      auth_url: {keystone}
+      application_credential_id: {restricted}
+      application_credential_secret: {password}
+    region_name: {region}
+  lab-trust:
+    auth:
+      auth_url: {keystone}
+      username: trustee
+      password: {password}
+      user_domain_name: Default
+      trust_id: {trust[0]}
     region_name: {region}""")

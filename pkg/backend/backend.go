@@ -207,6 +207,9 @@ type CreateShareRequest struct {
 	// Description is kept with the share and returned in Share. Two requests
 	// that differ in it are in conflict.
 	Description map[string]string
+	// Note is a line for people who look at the storage system itself. A backend may
+	// shorten it, or have no place for it; it is no part of the share's identity.
+	Note string
 }
 
 // CreateSnapshotRequest asks for a snapshot.

@@ -240,6 +240,9 @@ func (c creation) makeShare(ctx context.Context, req backend.CreateShareRequest)
 	req.Parameters, req.Zones = c.parameters, c.zones
 	req.Description = maps.Clone(c.description)
 	req.Description[describeSource] = c.source
+	if c.claim != "" {
+		req.Note = "claim " + c.claim
+	}
 	return c.backend.CreateShare(ctx, req)
 }
 

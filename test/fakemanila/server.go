@@ -9,10 +9,12 @@ package fakemanila
 
 import (
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -51,12 +53,15 @@ type Options struct {
 	Instances bool
 	// Administrator has the export locations shown that members do not see.
 	Administrator bool
+	// TLS is how it is spoken to; nil is without.
+	TLS *tls.Config
 }
 
 // The project's credentials.
 const (
 	User, Password                     = "csi", "geheim"
 	ApplicationCredential, Application = "app-credential", "app-geheim"
+	Trustee, Trust                     = "trustee", "trust-of-csi" // with the same password
 	project                            = "44e03198ad9544fd8363d938d0dec501"
 )
 
@@ -126,7 +131,11 @@ func New(o Options) *Server {
 		s.http.Listener.Close()
 		s.http.Listener = o.Listener
 	}
-	s.http.Start()
+	if s.http.TLS = o.TLS; o.TLS != nil {
+		s.http.StartTLS()
+	} else {
+		s.http.Start()
+	}
 	return s
 }
 
@@ -136,7 +145,7 @@ func (s *Server) URL() string { return s.http.URL + "/v3" }
 // Close ends the cloud.
 func (s *Server) Close() { s.http.Close() }
 
-// Clouds is a clouds.yaml with the clouds "fake" and "app".
+// Clouds is a clouds.yaml with the clouds "fake", "app" and "trust".
 func (s *Server) Clouds() string {
 	return fmt.Sprintf(`clouds:
   fake:
@@ -146,7 +155,10 @@ func (s *Server) Clouds() string {
     auth_type: v3applicationcredential
     auth: {auth_url: %q, application_credential_id: %s, application_credential_secret: %s}
     region_name: RegionOne
-`, s.URL(), User, Password, s.URL(), ApplicationCredential, Application)
+  trust:
+    auth: {auth_url: %q, username: %s, password: %s, user_domain_name: Default, trust_id: %s}
+    region_name: RegionOne
+`, s.URL(), User, Password, s.URL(), ApplicationCredential, Application, s.URL(), Trustee, Password, Trust)
 }
 
 func newID() string {
@@ -370,7 +382,8 @@ func (c *call) matches(pattern string) bool {
 	return slices.EqualFunc(elements, c.path, func(e, at string) bool { return e == "*" || e == at })
 }
 
-// token signs in by password or application credential.
+// token signs in by password, also of a trustee, or by application credential. Without a
+// scope the token is of no project, and has no catalog.
 func (c *call) token() answer {
 	text, _ := json.Marshal(c.body)
 	var req struct {
@@ -382,14 +395,20 @@ func (c *call) token() answer {
 				}
 				App struct{ ID, Secret string } `json:"application_credential"`
 			}
+			Scope struct {
+				Project map[string]any
+				Trust   struct{ ID string } `json:"OS-TRUST:trust"`
+			}
 		}
 	}
 	if json.Unmarshal(text, &req) != nil {
 		return refuse(400, "Expecting to find auth in request.")
 	}
-	id := req.Auth.Identity
+	id, scope, scoped := req.Auth.Identity, req.Auth.Scope, true
 	switch {
-	case slices.Contains(id.Methods, "password") && id.Password.User.Name == User && id.Password.User.Password == Password:
+	case slices.Contains(id.Methods, "password") && id.Password.User.Name == User && id.Password.User.Password == Password && scope.Trust.ID == "":
+		scoped = scope.Project != nil
+	case slices.Contains(id.Methods, "password") && id.Password.User.Name == Trustee && id.Password.User.Password == Password && scope.Trust.ID == Trust:
 	case slices.Contains(id.Methods, "application_credential") && id.App.ID == ApplicationCredential && id.App.Secret == Application:
 	default:
 		return refuse(401, "The request you have made requires authentication.")
@@ -400,16 +419,21 @@ func (c *call) token() answer {
 	endpoint := func(url string) map[string]any {
 		return map[string]any{"id": newID(), "interface": "public", "region": "RegionOne", "region_id": "RegionOne", "url": url}
 	}
-	return answer{201, tokenBody{token, map[string]any{"token": map[string]any{
+	body := map[string]any{
 		"expires_at": end.UTC().Format("2006-01-02T15:04:05.000000Z"), "issued_at": time.Now().UTC().Format("2006-01-02T15:04:05.000000Z"),
-		"methods": id.Methods, "project": map[string]any{"id": project, "name": "csi", "domain": map[string]any{"id": "default", "name": "Default"}},
-		"user":  map[string]any{"id": "u1", "name": User, "domain": map[string]any{"id": "default", "name": "Default"}},
-		"roles": []any{map[string]any{"id": "r1", "name": "member"}},
-		"catalog": []any{
-			map[string]any{"id": newID(), "name": "manila", "type": "share", "endpoints": []any{endpoint(c.http.URL + "/v1/" + project)}},
-			map[string]any{"id": newID(), "name": "manilav2", "type": "sharev2", "endpoints": []any{endpoint(c.http.URL + "/v2")}},
-		},
-	}}}}
+		"methods": id.Methods, "user": map[string]any{"id": "u1", "name": User, "domain": map[string]any{"id": "default", "name": "Default"}},
+	}
+	if scoped {
+		maps.Copy(body, map[string]any{
+			"project": map[string]any{"id": project, "name": "csi", "domain": map[string]any{"id": "default", "name": "Default"}},
+			"roles":   []any{map[string]any{"id": "r1", "name": "member"}},
+			"catalog": []any{
+				map[string]any{"id": newID(), "name": "manila", "type": "share", "endpoints": []any{endpoint(c.http.URL + "/v1/" + project)}},
+				map[string]any{"id": newID(), "name": "manilav2", "type": "sharev2", "endpoints": []any{endpoint(c.http.URL + "/v2")}},
+			},
+		})
+	}
+	return answer{201, tokenBody{token, map[string]any{"token": body}}}
 }
 
 // asks says whether the query wants objects with a value of a field, or does not name

@@ -12,7 +12,7 @@ import (
 
 // Share is a share as Manila keeps it.
 type Share struct {
-	ID, Name, Status, Protocol, Type, Zone, Network, FromSnapshot, Group string
+	ID, Name, Description, Status, Protocol, Type, Zone, Network, FromSnapshot, Group string
 
 	Size     int // in GiB, as the API tells it
 	Quota    int // in GiB, as the storage has it
@@ -68,7 +68,7 @@ func (c *call) describe(s *Share) map[string]any {
 	t := c.typeOf(s.Type)
 	out := map[string]any{
 		"id": s.ID, "size": s.Size, "availability_zone": nullable(s.Zone), "created_at": s.Created.UTC().Format(stamp), "status": s.Status,
-		"name": nullable(s.Name), "description": nil, "project_id": project, "snapshot_id": nullable(s.FromSnapshot), "share_network_id": nullable(s.Network), "share_group_id": nullable(s.Group),
+		"name": nullable(s.Name), "description": nullable(s.Description), "project_id": project, "snapshot_id": nullable(s.FromSnapshot), "share_network_id": nullable(s.Network), "share_group_id": nullable(s.Group),
 		"share_proto": s.Protocol, "metadata": s.Metadata, "share_type": t.ID, "share_type_name": t.Name, "is_public": false,
 		"snapshot_support": truth(s.Specs["snapshot_support"]), "create_share_from_snapshot_support": truth(s.Specs["create_share_from_snapshot_support"]),
 		"mount_snapshot_support": truth(s.Specs["mount_snapshot_support"]), "revert_to_snapshot_support": false,
@@ -111,6 +111,8 @@ func (c *call) createShare() answer {
 	switch {
 	case len(text(req, "name")) > 255:
 		return refuse(400, "Share name is longer than 255 characters.")
+	case len(text(req, "description")) > 255:
+		return refuse(400, "Share description is longer than 255 characters.")
 	case t == nil:
 		return refuse(404, "Share type not found.")
 	case text(req, "snapshot_id") != "" && source == nil:
@@ -130,7 +132,7 @@ func (c *call) createShare() answer {
 	if c.used()+int(size) > c.o.Gigabytes {
 		return refuse(413, "ShareSizeExceedsAvailableQuota: Requested share exceeds allowed project/user or share type gigabytes quota.")
 	}
-	s := &Share{ID: newID(), Name: text(req, "name"), Status: "creating", Protocol: strings.ToUpper(text(req, "share_proto")), Type: t.ID,
+	s := &Share{ID: newID(), Name: text(req, "name"), Description: text(req, "description"), Status: "creating", Protocol: strings.ToUpper(text(req, "share_proto")), Type: t.ID,
 		Zone: cmp.Or(text(req, "availability_zone"), "az-one"), Network: text(req, "share_network_id"), Group: text(req, "share_group_id"), Size: int(size), Quota: int(size),
 		Metadata: metadata, Created: now(), Specs: maps.Clone(t.Specs)}
 	s.Hints, _ = req["scheduler_hints"].(map[string]any)

@@ -257,7 +257,7 @@ func (b *Backend) accesses(s *share, x *backend.Export, node backend.Node, readO
 		return []access{{x.User, level}}, nil
 	}
 	if list := s.class("access"); list != "" && list != accessNode {
-		named, err := clients(list)
+		named, err := networks("access", list)
 		if x.Way == "" || x.Way == wayDirectory {
 			level = "rw" // one rule for all of them; a copy shares its own with nobody
 		}
@@ -283,13 +283,7 @@ func (b *Backend) accesses(s *share, x *backend.Export, node backend.Node, readO
 // locations: both if they are named by host.
 func families(locations []string) (v4, v6 bool) {
 	for _, l := range locations {
-		host := l
-		if rest, ok := strings.CutPrefix(strings.ReplaceAll(l, `\`, "/"), "//"); ok {
-			host, _, _ = strings.Cut(rest, "/")
-		} else if i := strings.Index(l, ":/"); i > 0 {
-			host = l[:i]
-		}
-		a, err := netip.ParseAddr(strings.Trim(host, "[]"))
+		a, err := netip.ParseAddr(server(l))
 		switch {
 		case err != nil:
 			return true, true
@@ -300,6 +294,30 @@ func families(locations []string) (v4, v6 bool) {
 		}
 	}
 	return v4, v6
+}
+
+// server is the address or the name of what serves an export location of NFS or CIFS.
+func server(location string) string {
+	host := location
+	if rest, ok := strings.CutPrefix(strings.ReplaceAll(location, `\`, "/"), "//"); ok {
+		host, _, _ = strings.Cut(rest, "/")
+	} else if i := strings.Index(location, ":/"); i > 0 {
+		host = location[:i]
+	}
+	return strings.Trim(host, "[]")
+}
+
+// distance is the place in a list of addresses and networks of the first that a location
+// is in; a location that is in none comes last.
+func distance(location string, list []string) int {
+	at, err := netip.ParseAddr(server(location))
+	if i := slices.IndexFunc(list, func(n string) bool {
+		p, perr := netip.ParsePrefix(n)
+		return err == nil && (n == client(server(location)) || perr == nil && p.Contains(at.Unmap()))
+	}); i >= 0 {
+		return i
+	}
+	return len(list)
 }
 
 // Revoke implements backend.Granter.

@@ -7,7 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -218,33 +218,25 @@ func TestLostDeletion(t *testing.T) {
 }
 
 // TestNoReaders: where a back end knows no rules that only read, one that writes
-// is made, and the node mounts read-only.
+// is made, and the node mounts read-only. What a share type lacks is asked for once.
 func TestNoReaders(t *testing.T) {
-	var writers sync.Once
-	c := newCloud(t, fakemanila.Options{Delay: func() time.Duration { return 30 * time.Millisecond }})
-	b := c.open()
-	share := c.served(b)
-	stop := make(chan struct{})
-	go func() {
-		for {
-			select {
-			case <-stop:
-				return
-			case <-time.After(time.Millisecond):
-			}
-			c.Alter(func(objects fakemanila.Objects) {
-				for _, r := range objects.Rules {
-					if r.Level == "ro" && r.State == "queued_to_apply" {
-						r.State = "error"
-						writers.Do(func() { go c.Say(share.ID, "021", "update access rules: ro is not supported") })
-					}
-				}
-			})
+	asked := atomic.Int32{}
+	c := newCloud(t, fakemanila.Options{Delay: slow, Refuse: func(_, level string) string {
+		if level != "ro" {
+			return ""
 		}
-	}()
-	ok[*backend.Export](t)(b.Grant(t.Context(), "one", node1, true))
-	close(stop)
-	c.wantRules(map[string]string{"192.0.2.1": "rw active"})
+		asked.Add(1)
+		return noSuchLevel
+	}})
+	b := c.open()
+	c.served(b)
+	for _, node := range []backend.Node{node1, node2} {
+		ok[*backend.Export](t)(b.Grant(t.Context(), "one", node, true))
+	}
+	c.wantRules(map[string]string{"192.0.2.1": "rw active", "192.0.2.2": "rw active"})
+	if n := asked.Load(); n != 1 {
+		t.Errorf("a rule that only reads was asked for %d times", n)
+	}
 }
 
 // refusing makes a share for "one" and "two" on a cloud that cannot let anybody

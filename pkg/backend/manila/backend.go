@@ -78,8 +78,9 @@ type Backend struct {
 	polls poller
 	paces paces
 
-	lately  lately
-	decided names // holds
+	lately   lately
+	decided  names // the holds that this process has seen decided
+	readless names // the share types whose back ends know no rules that only read
 
 	mu        sync.Mutex
 	locations map[string]cached // by share
@@ -117,19 +118,18 @@ func Open(ctx context.Context, o Options) (*Backend, error) {
 	if err != nil {
 		return nil, signingIn(ctx, auth.IdentityEndpoint, err)
 	}
-	client, err := openstack.NewSharedFileSystemV2(provider, endpoint)
-	if err != nil {
-		return nil, fmt.Errorf("%w: the catalog of %s has no service of type sharev2 in region %q: %w",
-			backend.ErrInvalid, auth.IdentityEndpoint, endpoint.Region, err)
-	}
-	b := &Backend{o: o, client: client, locations: map[string]cached{}}
+	b := &Backend{o: o, locations: map[string]cached{}}
 	if result, ok := provider.GetAuthResult().(tokens.CreateResult); ok {
 		if p, err := result.ExtractProject(); err == nil && p != nil {
 			b.project = p.ID
 		}
 	}
 	if b.project == "" {
-		return nil, fmt.Errorf("%w: cloud %q: the credentials are not of one project", backend.ErrInvalid, o.Cloud)
+		return nil, fmt.Errorf("%w: cloud %q: the credentials are not of one project; name it in %s (project_name)", backend.ErrInvalid, o.Cloud, o.CloudsFile)
+	}
+	if b.client, err = openstack.NewSharedFileSystemV2(provider, endpoint); err != nil { // a token of no project has no catalog
+		return nil, fmt.Errorf("%w: the catalog of %s has no service of type sharev2 in region %q: %w",
+			backend.ErrInvalid, auth.IdentityEndpoint, endpoint.Region, err)
 	}
 	if b.minor, err = b.negotiate(ctx); err != nil {
 		return nil, err

@@ -110,7 +110,7 @@ func (b *Backend) prepare(ctx context.Context, s *share, consumer string) error 
 		return err
 	}
 	_, err = b.CreateShare(ctx, backend.CreateShareRequest{Name: copyName(consumer), FromSnapshot: target.SnapshotID,
-		MinSize: snap.Size * gib, Role: backend.RoleTemporary})
+		MinSize: snap.Size * gib, Role: backend.RoleTemporary, Note: "shows snapshot " + target.SnapshotID})
 	if err != nil {
 		return err
 	}
@@ -192,11 +192,9 @@ func (b *Backend) exportOf(ctx context.Context, s *share, consumer string) (*bac
 	if err != nil {
 		return nil, err
 	}
-	for _, preferred := range []bool{true, false} {
-		for _, p := range paths {
-			if !p.Admin && p.Preferred == preferred {
-				x.Locations = append(x.Locations, p.Path)
-			}
+	for _, p := range orderOf(paths, s.class("exportNetworks")) {
+		if !p.Admin {
+			x.Locations = append(x.Locations, p.Path)
 		}
 	}
 	if len(x.Locations) == 0 {
@@ -214,6 +212,21 @@ func (b *Backend) exportOf(ctx context.Context, s *share, consumer string) (*bac
 		}
 	}
 	return x, nil
+}
+
+// orderOf returns export locations in the order in which a node tries them: by the class's
+// networks, then those that Manila prefers.
+func orderOf(paths []exportPath, list string) []exportPath {
+	networks, _ := networks("exportNetworks", list) // which was read before
+	return slices.SortedStableFunc(slices.Values(paths), func(x, y exportPath) int {
+		rank := func(p bool) int {
+			if p {
+				return 0
+			}
+			return 1
+		}
+		return cmp.Or(cmp.Compare(distance(x.Path, networks), distance(y.Path, networks)), cmp.Compare(rank(x.Preferred), rank(y.Preferred)))
+	})
 }
 
 // directory is where a snapshot is below its share's export.

@@ -228,7 +228,7 @@ const (
 	adoptAge     = time.Minute
 )
 
-// names are those of the holds that this process has seen decided.
+// names are some that this process remembers, and may forget.
 type names struct {
 	mu  sync.Mutex
 	all map[string]bool

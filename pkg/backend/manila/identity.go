@@ -89,10 +89,23 @@ func joined(metadata map[string]string, prefix string) string {
 
 // label is what an operator sees as the name: at most 255 characters.
 func label(name string) string {
-	if len(name) <= 255 && !strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r > '~' }) {
+	if len(name) <= maxLabel && printable(name) == name {
 		return name
 	}
 	return "abaca-" + digest(name)
+}
+
+const maxLabel = 255
+
+// printable is what every database can hold of a line, as far as a description may be long.
+func printable(line string) string {
+	line = strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, line)
+	return line[:min(len(line), maxLabel)]
 }
 
 // about is what a share was made for. It is one text of metadata, as Manila writes all

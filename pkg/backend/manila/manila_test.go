@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"sigs.k8s.io/yaml"
+
 	"github.com/abaca-csi/abaca/pkg/backend"
 	"github.com/abaca-csi/abaca/pkg/backend/backendtest"
 	"github.com/abaca-csi/abaca/test/fakemanila"
@@ -162,6 +164,33 @@ func TestRealConformance(t *testing.T) {
 			return open
 		},
 	})
+}
+
+// TestRealSignIn makes a share and deletes it as each of the clouds in the clouds.yaml that
+// TestRealConformance uses: they sign in by a password, an application credential with
+// access rules, a trust.
+func TestRealSignIn(t *testing.T) {
+	file := os.Getenv("ABACA_MANILA_CLOUDS")
+	if file == "" {
+		t.Skip("needs a Manila: ABACA_MANILA_CLOUDS names a clouds.yaml")
+	}
+	var all struct {
+		Clouds map[string]struct{} `json:"clouds"`
+	}
+	if err := yaml.Unmarshal(ok[[]byte](t)(os.ReadFile(file)), &all); err != nil || len(all.Clouds) == 0 {
+		t.Fatalf("%s: %d clouds, %v", file, len(all.Clouds), err)
+	}
+	for cloud := range all.Clouds {
+		t.Run(cloud, func(t *testing.T) {
+			b := ok[*Backend](t)(Open(t.Context(), Options{CloudsFile: file, Cloud: cloud, Instance: "test-" + digest(t.Name(), time.Now().String())[:12], Now: time.Now}))
+			t.Cleanup(func() {
+				if err := removeAll(b); err != nil {
+					t.Errorf("left behind: %v", err)
+				}
+			})
+			ok[*backend.Share](t)(b.CreateShare(t.Context(), request("data")))
+		})
+	}
 }
 
 // ofClass makes shares with the parameters of a class.

@@ -27,6 +27,7 @@ var parameters = map[string]bool{
 	"affinity":            false, // share ids, separated by commas
 	"antiAffinity":        false,
 	"access":              true, // who may mount NFS and CIFS: "node", or addresses and networks, separated by commas
+	"exportNetworks":      true, // which export locations of NFS and CIFS shares come first: addresses and networks, separated by commas
 	"snapshotDirectory":   true, // where a server shows snapshots below a share's export: patterns, with a placeholder
 	"cephfs-mounter":      true, // kernel or fuse
 }
@@ -59,8 +60,11 @@ func class(p map[string]string) (keep map[string]string, err error) {
 	if p["availability"] != "" && p["autoTopology"] == "true" {
 		return nil, fmt.Errorf("%w: parameters \"availability\" and \"autoTopology\" contradict each other", backend.ErrInvalid)
 	}
-	if p["access"] != accessNode {
-		if _, err := clients(p["access"]); err != nil {
+	for _, name := range []string{"access", "exportNetworks"} {
+		if name == "access" && p[name] == accessNode {
+			continue
+		}
+		if _, err := networks(name, p[name]); err != nil {
 			return nil, err
 		}
 	}
@@ -94,8 +98,8 @@ const (
 	// accessNode is the value of the parameter access, and its default, that lets
 	// the nodes in that mount, and nobody else.
 	accessNode = "node"
-	// maxAccess is how long a list of clients may be.
-	maxAccess = 600
+	// maxNetworks is how long a list of addresses and networks may be.
+	maxNetworks = 600
 )
 
 // client writes an address or a network in one way, as Manila compares them: a
@@ -114,10 +118,10 @@ func client(to string) string {
 	return p.String()
 }
 
-// clients reads a list of addresses and networks, each once.
-func clients(list string) ([]string, error) {
-	if len(list) > maxAccess {
-		return nil, fmt.Errorf("%w: parameter \"access\" is longer than %d characters: name networks in the place of addresses", backend.ErrInvalid, maxAccess)
+// networks reads a parameter that is a list of addresses and networks, each once.
+func networks(parameter, list string) ([]string, error) {
+	if len(list) > maxNetworks {
+		return nil, fmt.Errorf("%w: parameter %q is longer than %d characters: name networks in the place of addresses", backend.ErrInvalid, parameter, maxNetworks)
 	}
 	var all []string
 	for c := range strings.SplitSeq(list, ",") {
@@ -127,10 +131,10 @@ func clients(list string) ([]string, error) {
 		if _, err := netip.ParseAddr(c); err != nil {
 			p, err := netip.ParsePrefix(c)
 			if err != nil {
-				return nil, fmt.Errorf("%w: parameter \"access\": %q is neither an IP address nor a network such as 192.0.2.0/24", backend.ErrInvalid, c)
+				return nil, fmt.Errorf("%w: parameter %q: %q is neither an IP address nor a network such as 192.0.2.0/24", backend.ErrInvalid, parameter, c)
 			}
 			if p != p.Masked() { // which Manila refuses
-				return nil, fmt.Errorf("%w: parameter \"access\": %q is in the network %s; name that, or the address alone", backend.ErrInvalid, c, p.Masked())
+				return nil, fmt.Errorf("%w: parameter %q: %q is in the network %s; name that, or the address alone", backend.ErrInvalid, parameter, c, p.Masked())
 			}
 		}
 		if c = client(c); !slices.Contains(all, c) {
@@ -138,7 +142,7 @@ func clients(list string) ([]string, error) {
 		}
 	}
 	if list != "" && len(all) == 0 {
-		return nil, fmt.Errorf("%w: parameter \"access\" is %q, and names nobody: leave it out for the nodes that mount", backend.ErrInvalid, list)
+		return nil, fmt.Errorf("%w: parameter %q is %q, and names nothing: leave it out", backend.ErrInvalid, parameter, list)
 	}
 	return all, nil
 }
@@ -178,7 +182,7 @@ func (b *Backend) CheckReference(ctx context.Context, shareID string, p map[stri
 		if value == "" || value == accessNode {
 			return accessNode
 		}
-		all, _ := clients(value)
+		all, _ := networks(name, value)
 		slices.Sort(all)
 		return strings.Join(all, ",")
 	}

@@ -18,6 +18,7 @@ type side struct {
 	id       string
 	kind     string // of clients, as Manila calls it
 	snapshot bool
+	typeName string // of the share
 }
 
 func (at side) path() string {
@@ -30,7 +31,7 @@ func (at side) path() string {
 // side is where the rules are that a consumer needs. ErrNotFound when a copy has
 // gone.
 func (b *Backend) side(ctx context.Context, s *share, consumer string) (side, error) {
-	snapshot, at := s.target(consumer).SnapshotID, side{id: s.ID, kind: "ip"}
+	snapshot, at := s.target(consumer).SnapshotID, side{id: s.ID, kind: "ip", typeName: s.TypeName}
 	if s.Protocol == "CEPHFS" {
 		at.kind = "cephx"
 	}
@@ -201,6 +202,7 @@ func (b *Backend) allow(ctx context.Context, at side, a access, asked bool) (mad
 			if strings.TrimSpace(told.Detail) != noSuchLevel || a.level != "ro" {
 				return made, reason
 			}
+			b.readless.add(at.typeName)
 			a.level, asked = "rw", false // the node mounts it read-only all the same
 			continue
 		case low && !b.madeByUs(at, r):
@@ -235,6 +237,9 @@ const noSuchLevel = "021"
 
 // askFor asks for a rule, and says whether there was none yet.
 func (b *Backend) askFor(ctx context.Context, at side, a access) (made bool, err error) {
+	if b.readless.has(at.typeName) {
+		a.level = "rw"
+	}
 	req := map[string]any{"access_type": at.kind, "access_to": a.to}
 	if !at.snapshot {
 		req["access_level"], req["metadata"] = a.level, map[string]string{keyInstance: b.o.Instance}

@@ -1,12 +1,14 @@
 package manila
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -81,7 +83,7 @@ func (b *Backend) make(ctx context.Context, req backend.CreateShareRequest) (*sh
 		return nil, fmt.Errorf("%w: Manila makes shares of whole GiB, and none is between %d and %d bytes", backend.ErrInvalid, req.MinSize, req.MaxSize)
 	}
 	p := req.Parameters
-	ask := map[string]any{"name": label(req.Name), "size": size}
+	ask := map[string]any{"name": label(req.Name), "description": printable(req.Note), "size": size}
 	if req.FromSnapshot != "" {
 		if err := b.likeSource(ctx, req, ask, keep); err != nil {
 			return nil, err
@@ -91,10 +93,10 @@ func (b *Backend) make(ctx context.Context, req backend.CreateShareRequest) (*sh
 		if err != nil {
 			return nil, err
 		}
-		ask["share_type"], ask["share_proto"] = t.ID, strings.ToUpper(p["protocol"])
-		if p["protocol"] == "" {
-			ask["share_proto"] = protocolOf(t)
+		if size, err = t.sizeFor(req); err != nil {
+			return nil, err
 		}
+		ask["size"], ask["share_type"], ask["share_proto"] = size, t.ID, strings.ToUpper(cmp.Or(p["protocol"], "CEPHFS"))
 	}
 	for parameter, since := range map[string]int{"groupID": sinceGroups, "affinity": sinceHints, "antiAffinity": sinceHints} {
 		if p[parameter] != "" && b.minor < since {
@@ -189,13 +191,22 @@ func (b *Backend) likeSource(ctx context.Context, req backend.CreateShareRequest
 	return nil
 }
 
-// protocolOf is what the shares of a type speak, if their class does not say: the
-// type's storage_protocol, or CephFS.
-func protocolOf(t *shareType) string {
-	if p, ok := t.Specs["storage_protocol"].(string); ok && !strings.Contains(p, " ") {
-		return strings.ToUpper(p)
+// sizeFor is the least size that a request and the type allow, in GiB. The type's limits are
+// those of provision_filter_on_size (manila/share/share_types.py); everybody sees them.
+func (t *shareType) sizeFor(req backend.CreateShareRequest) (int64, error) {
+	limit := func(spec string) int64 {
+		text, _ := t.Specs["provisioning:"+spec].(string)
+		n, _ := strconv.ParseInt(text, 10, 64)
+		return n
 	}
-	return "CEPHFS"
+	size, least, most := sizeOf(req), limit("min_share_size"), limit("max_share_size")
+	switch {
+	case least > size && req.MaxSize > 0 && least*gib > req.MaxSize:
+		return 0, fmt.Errorf("%w: shares of the type %q have at least %d GiB, and at most %d bytes are wanted", backend.ErrInvalid, t.Name, least, req.MaxSize)
+	case most > 0 && size > most:
+		return 0, fmt.Errorf("%w: shares of the type %q have at most %d GiB, and %d are wanted", backend.ErrInvalid, t.Name, most, size)
+	}
+	return max(size, least), nil
 }
 
 // shareType finds a type by name or id; empty is the cloud's default.

@@ -110,6 +110,35 @@ func TestCutAtEveryRequest(t *testing.T) {
 			}
 			return b.DeleteSnapshot(ctx, g.snapshot.ID)
 		}},
+		{"fill a draft", "", func(ctx context.Context, b *Backend, g ground) error {
+			req := request("new")
+			req.Draft = true
+			draft, err := b.CreateShare(ctx, req)
+			if err == nil {
+				err = b.CommitShare(ctx, draft.ID)
+			}
+			if err != nil {
+				return err
+			}
+			if now, err := b.Share(ctx, draft.ID); err != nil || now.Draft {
+				return fmt.Errorf("%+v, %w", now, err)
+			}
+			return nil
+		}},
+		{"sweep", "", func(ctx context.Context, b *Backend, g ground) error {
+			if err := b.DeleteShare(ctx, g.share.ID); err != nil {
+				return err
+			}
+			if s, err := b.getSnapshot(ctx, g.snapshot.ID); err == nil { // by other hands
+				if err := b.removeSnapshot(ctx, s); err != nil {
+					return err
+				}
+			}
+			if waiting, err := b.Sweep(ctx); err != nil || len(waiting) > 0 {
+				return fmt.Errorf("waiting: %q, %w", waiting, err)
+			}
+			return nil
+		}},
 	} {
 		t.Run(op.name, func(t *testing.T) {
 			t.Parallel()
@@ -341,7 +370,7 @@ func TestRefusals(t *testing.T) {
 		"a wrong protocol":             {with("a", map[string]string{"protocol": "FTP"}), backend.ErrInvalid, "CEPHFS, NFS or CIFS"},
 		"two zones":                    {with("a", map[string]string{"availability": "az-one", "autoTopology": "true"}), backend.ErrInvalid, "contradict"},
 		"no network":                   {with("a", map[string]string{"access": "everybody"}), backend.ErrInvalid, "192.0.2.0/24"},
-		"no client":                    {with("a", map[string]string{"access": " ,"}), backend.ErrInvalid, "names nobody"},
+		"no client":                    {with("a", map[string]string{"access": " ,"}), backend.ErrInvalid, "names nothing"},
 		"metadata of ours":             {with("a", map[string]string{"appendShareMetadata": `{"abaca.id":"x"}`}), backend.ErrInvalid, "abaca.id"},
 		"metadata that is no object":   {with("a", map[string]string{"appendShareMetadata": "x"}), backend.ErrInvalid, "JSON"},
 		"a directory outside":          {with("a", map[string]string{"snapshotDirectory": "../{id}"}), backend.ErrInvalid, "relative"},
@@ -921,13 +950,33 @@ func TestParameters(t *testing.T) {
 	if x.Protocol != "nfs" || len(x.Locations) != 2 || !strings.HasPrefix(x.Locations[0], "127.0.0.1:/") || strings.Contains(fmt.Sprint(x.Locations), "admin") {
 		t.Errorf("%+v", x)
 	}
+	near := request("near")
+	near.Parameters = map[string]string{"type": "mountable", "protocol": "NFS", "exportNetworks": "198.51.100.0/24, 2001:db8::/64"}
+	many := ok[*backend.Share](t)(b.CreateShare(t.Context(), near))
+	c.Alter(func(objects fakemanila.Objects) {
+		objects.Shares[many.ID].Locations = []fakemanila.Location{{Path: "192.0.2.9:/x", Preferred: true}, {Path: "[2001:db8::9]:/x"}, {Path: "nas.example.org:/x"},
+			{Path: "198.51.100.7:/x"}, {Path: "198.51.100.9:/x", Preferred: true}, {Path: "198.51.100.8:/x", Admin: true}}
+	})
+	x = ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{ShareID: many.ID}, "three"))
+	if want := []string{"198.51.100.9:/x", "198.51.100.7:/x", "[2001:db8::9]:/x", "192.0.2.9:/x", "nas.example.org:/x"}; !slices.Equal(x.Locations, want) {
+		t.Errorf("locations %q, want %q", x.Locations, want)
+	}
+	near.Parameters["exportNetworks"] = "198.51.100.7/24"
+	if _, err := b.CreateShare(t.Context(), near); err != nil { // it is there
+		t.Error(err)
+	}
+	near.Name = "far"
+	if _, err := b.CreateShare(t.Context(), near); !errors.Is(err, backend.ErrInvalid) || !strings.Contains(err.Error(), `"exportNetworks": "198.51.100.7/24" is in the network 198.51.100.0/24`) {
+		t.Errorf("a network that is none: %v", err)
+	}
 	grouped := request("grouped")
+	grouped.Note = "claim team-ü/data " + strings.Repeat("x", 300)
 	grouped.Parameters = map[string]string{"type": "mountable", "protocol": "CIFS", "groupID": "a-group", "availability": "az-two", "shareNetworkID": "a-network",
 		"affinity": "one-share", "antiAffinity": "another"}
 	member := ok[*backend.Share](t)(b.CreateShare(t.Context(), grouped))
 	c.Alter(func(objects fakemanila.Objects) {
 		s := objects.Shares[member.ID]
-		if s.Group != "a-group" || s.Protocol != "CIFS" || s.Zone != "az-two" || s.Network != "a-network" || s.Hints["same_host"] != "one-share" || s.Hints["different_host"] != "another" {
+		if s.Group != "a-group" || s.Protocol != "CIFS" || !strings.HasPrefix(s.Description, "claim team-?/data xxx") || s.Zone != "az-two" || s.Network != "a-network" || s.Hints["same_host"] != "one-share" || s.Hints["different_host"] != "another" {
 			t.Errorf("%+v", s)
 		}
 	})

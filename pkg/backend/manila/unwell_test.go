@@ -101,3 +101,57 @@ func TestTypeChanged(t *testing.T) {
 		t.Errorf("a snapshot of the new one: %v", err)
 	}
 }
+
+// TestSnapshotsAlone: shares of a type that has snapshots and cannot make shares from them.
+// On CephFS they are mounted all the same; elsewhere nothing shows them, and that is said.
+func TestSnapshotsAlone(t *testing.T) {
+	for protocol, mounted := range map[string]bool{"CEPHFS": true, "NFS": false} {
+		c := newCloud(t, fakemanila.Options{Protocol: protocol})
+		c.Alter(func(objects fakemanila.Objects) {
+			for _, typ := range objects.Types {
+				typ.Specs = map[string]any{"snapshot_support": "True"}
+			}
+		})
+		b := c.open()
+		req := request("data")
+		req.Parameters = map[string]string{"protocol": protocol}
+		share := ok[*backend.Share](t)(b.CreateShare(t.Context(), req))
+		if want := (backend.Abilities{Snapshot: true, MountSnapshot: mounted}); share.Can != want {
+			t.Errorf("%s: can %+v, want %+v", protocol, share.Can, want)
+		}
+		snapshot := ok[*backend.Snapshot](t)(b.CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: "cut", ShareID: share.ID, Role: backend.RoleUser}))
+		clone := request("clone")
+		clone.FromSnapshot = snapshot.ID
+		if _, err := b.CreateShare(t.Context(), clone); !errors.Is(err, backend.ErrUnsupported) || !strings.Contains(err.Error(), "create_share_from_snapshot_support") {
+			t.Errorf("%s: clone: %v", protocol, err)
+		}
+		x, err := b.Export(t.Context(), backend.Target{SnapshotID: snapshot.ID}, "one")
+		switch {
+		case mounted && (err != nil || x.Way != wayDirectory):
+			t.Errorf("%s: %+v, %v", protocol, x, err)
+		case !mounted && (!errors.Is(err, backend.ErrUnsupported) || !strings.Contains(err.Error(), "cannot be mounted")):
+			t.Errorf("%s: %+v, %v", protocol, x, err)
+		}
+	}
+}
+
+// TestSizesOfType: a share has a size that its type and its request allow.
+func TestSizesOfType(t *testing.T) {
+	c := newCloud(t, fakemanila.Options{})
+	c.Alter(func(objects fakemanila.Objects) {
+		for _, typ := range objects.Types {
+			typ.Specs = map[string]any{"provisioning:min_share_size": "5", "provisioning:max_share_size": "10"}
+		}
+	})
+	b := c.open()
+	for _, test := range []struct{ least, most, size int64 }{{1, 0, 5}, {1, 5, 5}, {7, 0, 7}, {10, 20, 10}, {1, 4, 0}, {11, 20, 0}} {
+		req := request(fmt.Sprint(test))
+		req.MinSize, req.MaxSize = test.least*gib, test.most*gib
+		for range 2 { // and again
+			share, err := b.CreateShare(t.Context(), req)
+			if test.size == 0 && (!errors.Is(err, backend.ErrInvalid) || !strings.Contains(err.Error(), `of the type "cephfs" have at`)) || test.size > 0 && (err != nil || share.Size != test.size*gib) {
+				t.Errorf("%+v: %+v, %v", test, share, err)
+			}
+		}
+	}
+}
