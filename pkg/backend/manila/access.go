@@ -28,6 +28,8 @@ type access struct{ to, level string }
 type grant struct {
 	consumer, node string // node is a digest of its name
 	name           string // its own, at random
+	at             string // the id of what has the rules: the share, its snapshot, or a copy
+	since          time.Time
 	accesses       []access
 	ended          bool
 }
@@ -36,38 +38,50 @@ func (g grant) key() string {
 	return prefixGrant + g.consumer + "." + g.node + "." + g.name
 }
 
-// words is "rw=192.0.2.7 ro=2001:db8::7".
-func words(all []access) string {
-	words := make([]string, len(all))
-	for i, a := range all {
-		words[i] = a.level + "=" + a.to
+// leavingKey is that of the mark of a Revoke, which has a name of its own: when it began,
+// and what it takes away, as a grant says it.
+func (g grant) leavingKey(mark string) string { return prefixLeaving + g.name + "." + mark }
+
+// value is "2006-01-02T15:04:05Z at=1b2c… rw=192.0.2.7 ro=2001:db8::7".
+func (g grant) value() string {
+	words := []string{g.since.UTC().Format(time.RFC3339), "at=" + g.at}
+	for _, a := range g.accesses {
+		words = append(words, a.level+"="+a.to)
 	}
 	return strings.Join(words, " ")
+}
+
+// read reads what value writes.
+func (g *grant) read(value string) {
+	since, rest, _ := strings.Cut(value, " ")
+	g.since, _ = time.Parse(time.RFC3339, since)
+	for word := range strings.FieldsSeq(rest) {
+		switch what, to, _ := strings.Cut(word, "="); what {
+		case "at":
+			g.at = to
+		case "ro", "rw":
+			g.accesses = append(g.accesses, access{client(to), what})
+		}
+	}
 }
 
 // of says whether two grants are of one node of one consumer.
 func (g grant) of(other grant) bool { return g.consumer == other.consumer && g.node == other.node }
 
-// grants returns those on a share, and on its snapshots, by their keys; or the marks
-// of those that leave, by theirs.
-func (s *share) grants(prefix string) map[string]grant {
-	all := map[string]grant{}
+// grants returns those on a share, and on its snapshots.
+func (s *share) grants() (all []grant) {
 	for key, value := range s.Metadata {
-		rest, ok := strings.CutPrefix(key, prefix)
+		rest, ok := strings.CutPrefix(key, prefixGrant)
 		if !ok {
 			continue
 		}
 		g := grant{}
 		g.consumer, rest, _ = strings.Cut(rest, ".")
 		g.node, g.name, _ = strings.Cut(rest, ".")
+		g.read(value)
 		end, _ := s.ended(g.name)
 		g.ended = !end.IsZero()
-		for word := range strings.FieldsSeq(value) {
-			if level, to, _ := strings.Cut(word, "="); level == "ro" || level == "rw" {
-				g.accesses = append(g.accesses, access{client(to), level})
-			}
-		}
-		all[key] = g
+		all = append(all, g)
 	}
 	return all
 }
@@ -77,24 +91,11 @@ func lets(all []access, to string) bool {
 	return slices.ContainsFunc(all, func(a access) bool { return a.to == to })
 }
 
-// sideKey stands for the side that a consumer's rules are on: who has the same shares
-// them.
-func (s *share) sideKey(consumer string) string {
-	what := s.holdOf(consumer).what
-	switch {
-	case what == holdsShare || s.wayOf() == wayDirectory:
-		return "share"
-	case s.wayOf() == wayCopy:
-		return "copy for " + consumer
-	}
-	return what
-}
-
-// needed returns the accesses that are needed where a consumer's rules are, by those
+// needed returns the accesses that are needed of what has the rules, by those
 // who hold something. A client may be there at both levels.
-func (s *share) needed(side string) (all []access) {
-	for _, g := range s.grants(prefixGrant) {
-		if !g.ended && s.holdOf(g.consumer).live() && s.sideKey(g.consumer) == side {
+func (s *share) needed(at string) (all []access) {
+	for _, g := range s.grants() {
+		if g.at == at && !g.ended && s.holdOf(g.consumer).live() {
 			all = append(all, g.accesses...)
 		}
 	}
@@ -159,7 +160,7 @@ func (b *Backend) letIn(ctx context.Context, s *share, consumer string, node bac
 	}
 	g := grant{consumer: consumer, node: digest(node.Name)}
 	writes := false
-	for _, other := range s.grants(prefixGrant) {
+	for _, other := range s.grants() {
 		writes = writes || other.of(g) && !other.ended && slices.Contains(other.accesses, access{x.User, "rw"})
 	}
 	if x.User != "" && !x.ReadOnly && readOnly && !writes {
@@ -168,30 +169,30 @@ func (b *Backend) letIn(ctx context.Context, s *share, consumer string, node bac
 	if g.accesses, err = b.accesses(s, x, node, readOnly || x.ReadOnly); err != nil {
 		return nil, err
 	}
-	at, err := b.side(ctx, s, consumer)
+	at, err := b.sideFor(ctx, s, consumer)
 	if err != nil {
 		return nil, err
 	}
-	where := s.sideKey(consumer)
+	g.at = at.id
 	served := false
 	for p := (pause{b: b}); ; {
 		var asked []access
 		var unasked error
-		if _, ok := s.granted(g); !ok {
-			g.name, served = newName(), false
-			if err := b.setMetadata(ctx, "shares/"+s.ID, map[string]string{g.key(): words(g.accesses)}); err != nil {
+		if !s.granted(g) {
+			g.name, g.since, served = newName(), b.o.Now(), false
+			if err := b.setMetadata(ctx, "shares/"+s.ID, map[string]string{g.key(): g.value()}); err != nil {
 				return nil, err
 			}
 			// Manila makes the rule while this looks whether it is to be.
-			asked, unasked = b.askForNew(ctx, at, s.needed(where), g.accesses)
-			s.Metadata[g.key()] = words(g.accesses)
+			asked, unasked = b.askForNew(ctx, at, s.needed(at.id), g.accesses)
+			s.Metadata[g.key()] = g.value()
 		}
 		now, err := b.getShare(ctx, s.ID)
 		if err == nil && (!now.letsIn(consumer) || now.target(consumer) != x.Target) || errors.Is(err, backend.ErrNotFound) {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leavingTime) // whatever becomes of the caller
 			defer cancel()
 			// What was there before is that of a Revoke or Unexport.
-			return nil, errors.Join(backend.ErrNotFound, b.revoke(ctx, s, consumer, func(other grant) bool { return g.name != "" && other.name == g.name }))
+			return nil, errors.Join(backend.ErrNotFound, b.revoke(ctx, s, func(other grant) bool { return g.name != "" && other.name == g.name }))
 		}
 		if err != nil {
 			return nil, err
@@ -205,7 +206,7 @@ func (b *Backend) letIn(ctx context.Context, s *share, consumer string, node bac
 				return x, nil
 			}
 			// Whoever revokes from now on sees that it is needed.
-			switch anew, err := b.serve(ctx, at, s.needed(where), g.accesses, asked); {
+			switch anew, err := b.serve(ctx, at, s.needed(at.id), g.accesses, asked); {
 			case err == nil && !anew:
 				return x, nil
 			case err == nil: // who has revoked this node meanwhile may not have seen the rule
@@ -221,21 +222,19 @@ func (b *Backend) letIn(ctx context.Context, s *share, consumer string, node bac
 	}
 }
 
-// granted returns the entry of a grant, if it is there and has not ended.
-func (s *share) granted(g grant) (grant, bool) {
-	for _, other := range s.grants(prefixGrant) {
-		if other.of(g) && !other.ended && slices.Equal(other.accesses, g.accesses) {
-			return other, true
-		}
-	}
-	return grant{}, false
+// granted says whether there is an entry that grants the same. One that is older than the
+// hold is of a former one, and may be about to go.
+func (s *share) granted(g grant) bool {
+	begun := s.holdOf(g.consumer).since.Add(-clockSkew)
+	return slices.ContainsFunc(s.grants(), func(other grant) bool {
+		return other.of(g) && !other.ended && other.at == g.at && slices.Equal(other.accesses, g.accesses) && (other.name == g.name || other.since.After(begun))
+	})
 }
 
 // clearOf says whether a grant is written down, and no Revoke at work, begun after a time,
 // that may not have seen it.
 func (s *share) clearOf(g grant, after time.Time) bool {
-	_, written := s.granted(g)
-	return written && !s.leaving(g, after)
+	return s.granted(g) && !s.leaving(g, after)
 }
 
 // letsIn says whether a consumer holds something of the share, and goes on to.
@@ -339,7 +338,7 @@ func (b *Backend) Revoke(ctx context.Context, consumer, node string) (err error)
 		return err
 	}
 	leaves := func(g grant) bool { return g.consumer == consumer && (node == "" || g.node == digest(node)) }
-	if err = b.revoke(ctx, s, consumer, leaves); errors.Is(err, backend.ErrNotFound) {
+	if err = b.revoke(ctx, s, leaves); errors.Is(err, backend.ErrNotFound) {
 		return nil // the share has gone, and with it all that was granted
 	}
 	return err
@@ -356,73 +355,77 @@ const (
 // leaving says whether a Revoke that began after a time is about to take away
 // what a grant needs.
 func (s *share) leaving(g grant, after time.Time) bool {
-	for key, mark := range s.grants(prefixLeaving) {
-		if s.atWork(key, after) && s.sideKey(mark.consumer) == s.sideKey(g.consumer) &&
-			slices.ContainsFunc(mark.accesses, func(a access) bool { return lets(g.accesses, a.to) }) {
+	for key, value := range s.Metadata {
+		if !strings.HasPrefix(key, prefixLeaving) || !s.atWork(key, after) {
+			continue
+		}
+		gone := grant{}
+		if gone.read(value); gone.at == g.at && slices.ContainsFunc(gone.accesses, func(a access) bool { return lets(g.accesses, a.to) }) {
 			return true
 		}
 	}
 	return false
 }
 
-// revoke ends those of a consumer's grants that leave.
+// revoke ends those grants on a share that leave.
 //
 // Manila has no compare-and-swap, so this and Grant look out for each other. This
 // one marks what leaves, lists the rules and then looks who needs them: whoever is
 // not seen there has written its need later, sees the mark, and waits. The rules are
 // denied by the ids that they had before that look. What a node has written since s
 // was read is of a Grant that comes after this.
-func (b *Backend) revoke(ctx context.Context, s *share, consumer string, leaves func(grant) bool) error {
-	before, where, begun := s, s.sideKey(consumer), b.o.Now()
-	path, mark := "shares/"+s.ID, newName() // another call that ends the same has its own
-	var gone, names []string
-	leaving, clients := map[string][]access{}, map[string]bool{}
-	for key, g := range s.grants(prefixGrant) {
-		if !leaves(g) {
-			continue
-		}
-		gone, names = append(gone, key), append(names, g.name)
-		key := prefixLeaving + g.consumer + "." + g.node + "." + mark
-		for _, a := range g.accesses {
-			if clients[a.to] = true; !lets(leaving[key], a.to) {
-				leaving[key] = append(leaving[key], a)
-			}
-		}
-	}
+func (b *Backend) revoke(ctx context.Context, s *share, leaves func(grant) bool) error {
+	before, begun := s, b.o.Now()
+	gone := slices.DeleteFunc(s.grants(), func(g grant) bool { return !leaves(g) })
 	if len(gone) == 0 {
 		return nil
 	}
-	adds := b.ends(endDone, names...)
-	for key, accesses := range leaving {
-		adds[key] = begun.UTC().Format(time.RFC3339) + " " + words(accesses)
+	path, mark := "shares/"+s.ID, newName() // another call that ends the same has its own
+	adds, clients := map[string]string{}, map[string]map[string]bool{}
+	var over []string
+	for _, g := range gone {
+		maps.Copy(adds, b.ends(endDone, g.name))
+		over = append(over, g.key(), g.leavingKey(mark))
+		if clients[g.at] == nil {
+			clients[g.at] = map[string]bool{}
+		}
+		for _, a := range g.accesses {
+			clients[g.at][a.to] = true
+		}
+		g.since = begun
+		adds[g.leavingKey(mark)] = g.value()
 	}
 	if err := b.setMetadata(ctx, path, adds); err != nil {
 		return err
 	}
-	at, err := b.side(ctx, s, consumer)
-	var rules []rule
-	if err == nil {
-		rules, err = b.rulesOn(ctx, at)
-	}
-	if err != nil && !errors.Is(err, backend.ErrNotFound) {
-		return err
-	}
-	if s, err = b.getShare(ctx, s.ID); err != nil {
-		return err
-	}
-	needed := s.needed(where)
-	for to := range clients {
-		if err := b.takeAway(ctx, at, to, rules, needed, begun); err != nil {
+	rules := map[string][]rule{}
+	for at := range clients {
+		var err error
+		if rules[at], err = b.rulesOn(ctx, s.side(at)); err != nil && !errors.Is(err, backend.ErrNotFound) { // a copy or snapshot that has gone
 			return err
 		}
 	}
-	if b.o.Now().Sub(begun) > leavingTime { // somebody may have been let in who was tired of waiting
-		clients, err = nil, b.revoke(ctx, before, consumer, leaves)
+	s, err := b.getShare(ctx, s.ID)
+	if err != nil {
+		return err
 	}
-	for to := range clients {
-		if at.kind == "cephx" && !lets(needed, to) {
-			err = errors.Join(err, b.dropKey(ctx, to))
+	var keys []string
+	for id, leave := range clients {
+		at, needed := s.side(id), s.needed(id)
+		for to := range leave {
+			if err := b.takeAway(ctx, at, to, rules[id], needed, begun); err != nil {
+				return err
+			}
+			if at.kind == "cephx" && !lets(needed, to) {
+				keys = append(keys, to)
+			}
 		}
+	}
+	if b.o.Now().Sub(begun) > leavingTime { // somebody may have been let in who was tired of waiting
+		keys, err = nil, b.revoke(ctx, before, leaves)
+	}
+	for _, user := range keys {
+		err = errors.Join(err, b.dropKey(ctx, user))
 	}
 	if err != nil {
 		return err
@@ -430,7 +433,7 @@ func (b *Backend) revoke(ctx context.Context, s *share, consumer string, leaves 
 	if err := b.setMetadata(ctx, path, b.ends(endDone, mark)); err != nil {
 		return err
 	}
-	for _, key := range slices.Concat(gone, slices.Collect(maps.Keys(leaving))) {
+	for _, key := range over {
 		if err := b.dropMetadata(ctx, path, key); err != nil {
 			return err
 		}

@@ -239,6 +239,40 @@ func TestNoReaders(t *testing.T) {
 	}
 }
 
+// TestKilledGrant: what a Grant has left that was killed beside an Unexport, long ago, goes
+// with the next that ends on the share. It is none for the consumer who holds it again.
+func TestKilledGrant(t *testing.T) {
+	for _, again := range []bool{false, true} {
+		c := newCloud(t, fakemanila.Options{Delay: slow})
+		b := c.open()
+		share := c.served(b)
+		target := backend.Target{ShareID: share.ID}
+		ok[*backend.Export](t)(b.Grant(t.Context(), "one", node1, false))
+		c.Alter(func(objects fakemanila.Objects) {
+			m := objects.Shares[share.ID].Metadata
+			maps.DeleteFunc(m, func(key, _ string) bool { return strings.HasPrefix(key, prefixHold+"one.") })
+			for key := range m {
+				if strings.HasPrefix(key, prefixGrant) {
+					m[key] = time.Now().Add(-2*endAge).UTC().Format(time.RFC3339) + m[key][len("2006-01-02T15:04:05Z"):]
+				}
+			}
+		})
+		if again {
+			ok[*backend.Export](t)(c.open().Export(t.Context(), target, "one"))
+			ok[*backend.Export](t)(c.open().Grant(t.Context(), "one", node1, false))
+			if left := c.left(); len(left) != 2 {
+				t.Errorf("there is %q", left)
+			}
+			continue
+		}
+		ok[*backend.Export](t)(b.Grant(t.Context(), "two", node2, false))
+		if err := b.Revoke(t.Context(), "two", node2.Name); err != nil {
+			t.Error(err)
+		}
+		c.wantNothing("somebody else has gone")
+	}
+}
+
 // refusing makes a share for "one" and "two" on a cloud that cannot let anybody
 // in at a level.
 func refusing(t *testing.T, version, level string) *cloud {

@@ -348,7 +348,7 @@ func (b *Backend) release(ctx context.Context, s *share, consumer string, target
 		return b.letGo(ctx, s.ID, consumer, ended)
 	}
 	if err == nil {
-		err = b.revoke(ctx, s, consumer, func(g grant) bool { return g.consumer == consumer })
+		err = b.revoke(ctx, s, func(g grant) bool { return g.consumer == consumer })
 	}
 	if err != nil {
 		return err

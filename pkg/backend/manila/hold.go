@@ -372,13 +372,15 @@ const (
 // dropOldEnds drops what has ended something that is gone for good, and what has come
 // back although it had ended, or is of a process that was killed.
 func (b *Backend) dropOldEnds(ctx context.Context, s *share) error {
-	old := s.oldEnds(b.o.Now().Add(-endAge))
+	before := b.o.Now().Add(-endAge)
+	old := s.oldEnds(before)
 	for _, key := range old[:min(len(old), mostEnds)] {
 		if err := b.dropMetadata(ctx, "shares/"+s.ID, key); err != nil {
 			return err
 		}
 	}
-	return nil
+	// A Grant that was killed beside an Unexport has left what nobody else ends.
+	return b.revoke(ctx, s, func(g grant) bool { return !g.ended && g.since.Before(before) && s.holdOf(g.consumer).name == "" })
 }
 
 // oldEnds are the keys of what has ended before a time and is there all the same, but

@@ -33,8 +33,8 @@ const (
 	prefixConsumer = "abaca.consumer." // and a consumer: its value is the instance
 	prefixHold     = "abaca.hold."     // and a consumer, a dot, what it holds, a dot, and a name: since when
 	prefixEnd      = "abaca.end."      // and the name of what has one, a dot, and since when it is ended
-	prefixGrant    = "abaca.grant."    // and a consumer, a dot, a digest of a node, a dot, and a name: what lets it in
-	prefixLeaving  = "abaca.leaving."  // and a consumer, a dot, a digest of a node, a dot, and a name: a call of Revoke, since when, and what it takes away
+	prefixGrant    = "abaca.grant."    // and a consumer, a dot, a digest of a node, a dot, and a name: since when, and what lets it in
+	prefixLeaving  = "abaca.leaving."  // and the name of a grant, a dot, and a name: a call of Revoke, since when, and what it takes away
 	prefixDeleting = "abaca.deleting." // and a snapshot, a dot, and a name: a call of DeleteSnapshot, and since when
 )
 

@@ -268,15 +268,15 @@ func TestOldEntries(t *testing.T) {
 		prefixDeleting + "7.D":                                      long.Format(time.RFC3339),
 		grant{consumer: "one", node: "0", name: "E"}.key():          "rw=abaca-e",
 		prefixEnd + "E." + long.Format(endStamp):                    endDone,
-		prefixLeaving + "one." + digest(node1.Name) + ".F":          long.Format(time.RFC3339) + " rw=" + b.user("one"),
+		prefixLeaving + "E.F":                                       long.Format(time.RFC3339) + " at=" + share.ID + " rw=" + b.user("one"),
 		prefixEnd + "G." + long.Format(endStamp):                    endDone,
 		hold{consumer: "long gone", what: snap.ID, name: "H"}.key(): long.Format(time.RFC3339Nano),
 		prefixEnd + "H." + long.Format(endStamp):                    endDone,
 		prefixEnd + "H." + long.Add(time.Minute).Format(endStamp):   endWithdrawn,
 	}
 	ended := map[string]string{ // a mark that came back
-		prefixLeaving + "one." + digest(node1.Name) + ".I": now.Format(time.RFC3339) + " rw=" + b.user("one"),
-		prefixEnd + "I." + now.Format(endStamp):            endDone,
+		prefixLeaving + "E.I":                   now.Format(time.RFC3339) + " at=" + share.ID + " rw=" + b.user("one"),
+		prefixEnd + "I." + now.Format(endStamp): endDone,
 	}
 	c.Alter(func(objects fakemanila.Objects) {
 		for _, m := range []map[string]string{kept, old, ended} {

@@ -28,16 +28,25 @@ func (at side) path() string {
 	return "shares/" + url.PathEscape(at.id)
 }
 
-// side is where the rules are that a consumer needs. ErrNotFound when a copy has
-// gone.
-func (b *Backend) side(ctx context.Context, s *share, consumer string) (side, error) {
-	snapshot, at := s.target(consumer).SnapshotID, side{id: s.ID, kind: "ip", typeName: s.TypeName}
-	if s.Protocol == "CEPHFS" {
+// side is where rules are, by the id of a share, of its snapshot or of a copy of that.
+func (s *share) side(id string) side {
+	at := side{id: id, kind: "ip", typeName: s.TypeName}
+	switch {
+	case id != s.ID && s.wayOf() == wayAPI:
+		at.snapshot = true
+	case s.Protocol == "CEPHFS":
 		at.kind = "cephx"
 	}
+	return at
+}
+
+// sideFor is where the rules are that a consumer needs. ErrNotFound when a copy has
+// gone.
+func (b *Backend) sideFor(ctx context.Context, s *share, consumer string) (side, error) {
+	snapshot := s.target(consumer).SnapshotID
 	switch {
 	case snapshot != "" && s.wayOf() == wayAPI:
-		return side{id: snapshot, kind: "ip", snapshot: true}, nil
+		return s.side(snapshot), nil
 	case snapshot != "" && s.wayOf() == wayCopy:
 		found, err := b.named(ctx, copyName(consumer))
 		if err != nil {
@@ -46,9 +55,9 @@ func (b *Backend) side(ctx context.Context, s *share, consumer string) (side, er
 		if len(found) == 0 {
 			return side{}, fmt.Errorf("the copy of the snapshot: %w", backend.ErrNotFound)
 		}
-		at.id = found[0].ID
+		return s.side(found[0].ID), nil
 	}
-	return at, nil
+	return s.side(s.ID), nil
 }
 
 // takeAway denies a client's rules, unless somebody needs them. Who needs one that
