@@ -12,6 +12,7 @@ CLOUDS := $(ABACA_CACHE)/manila/clouds.yaml
 CLOUD  ?= lab
 TYPE   ?= cephfs
 MANILA := manila-up
+e2e-manila: CLOUD = lab-restricted
 endif
 
 export GOFLAGS := $(strip $(shell go env GOFLAGS 2>/dev/null) -buildvcs=false)
@@ -34,7 +35,7 @@ demo-manila: build $(MANILA) ## the same on OpenStack Manila with CephFS (root; 
 	@bin/abaca demo --clouds "$(CLOUDS)" --cloud "$(CLOUD)" --type "$(TYPE)" $(DEMO)
 
 e2e-manila: deps-test bin/restic $(MANILA) ## conformance, csi-sanity and the main job on a real Manila (its own, or CLOUDS=clouds.yaml CLOUD=name; RUN=pattern)
-	ABACA_MANILA_CLOUDS="$(abspath $(CLOUDS))" ABACA_MANILA_CLOUD="$(if $(MANILA),lab-restricted,$(CLOUD))" go test -count=1 -p 1 -timeout 60m -v -run '$(or $(RUN),^TestReal)' ./pkg/backend/manila ./e2e
+	ABACA_MANILA_CLOUDS="$(abspath $(CLOUDS))" ABACA_MANILA_CLOUD="$(CLOUD)" go test -count=1 -p 1 -timeout 60m -v -run '$(or $(RUN),^TestReal)' ./pkg/backend/manila ./e2e
 
 manila-up: deps-manila-up ## start a real Manila on CephFS here, installed when it is not there yet (root; e2e/manila/README.md)
 	@e2e/manila/up

@@ -53,9 +53,8 @@ func (g grant) value() string {
 
 // read reads what value writes.
 func (g *grant) read(value string) {
-	since, rest, _ := strings.Cut(value, " ")
-	g.since, _ = time.Parse(time.RFC3339, since)
-	for word := range strings.FieldsSeq(rest) {
+	g.since = sinceOf(value)
+	for word := range strings.FieldsSeq(value) {
 		switch what, to, _ := strings.Cut(word, "="); what {
 		case "at":
 			g.at = to
@@ -174,7 +173,7 @@ func (b *Backend) letIn(ctx context.Context, s *share, consumer string, node bac
 		return nil, err
 	}
 	g.at = at.id
-	served := false
+	served := false // the rule is there, and it is to be seen that nobody revoked this before it was
 	for p := (pause{b: b}); ; {
 		var asked []access
 		var unasked error
@@ -438,5 +437,5 @@ func (b *Backend) revoke(ctx context.Context, s *share, leaves func(grant) bool)
 			return err
 		}
 	}
-	return b.dropOldEnds(ctx, s)
+	return b.tidy(ctx, s)
 }

@@ -120,12 +120,7 @@ func TestGrantMeetsItsRevoke(t *testing.T) {
 				if early == nil && err == nil && !first(when) { // where both came one after the other
 					c.wantIn(kind, when+": let in, and revoked beside it")
 				}
-				ok[*backend.Export](t)(here.Grant(t.Context(), "one", node1, false))
-				c.wantIn(kind, when+": let in afterwards")
-				if err := c.open().Revoke(t.Context(), "one", node1.Name); err != nil {
-					t.Error(err)
-				}
-				c.wantNothing(when)
+				c.wantInAndOut(here, kind, when)
 			})
 		})
 	}
@@ -257,12 +252,7 @@ func TestRevokeMeetsItsLike(t *testing.T) {
 				if early == nil && !first(when) {
 					c.wantIn(kind, when+": let in beside a revoke")
 				}
-				ok[*backend.Export](t)(c.open().Grant(t.Context(), "one", node1, false))
-				c.wantIn(kind, when+": let in afterwards")
-				if err := c.open().Revoke(t.Context(), "one", node1.Name); err != nil {
-					t.Error(err)
-				}
-				c.wantNothing(when)
+				c.wantInAndOut(c.open(), kind, when)
 			})
 		})
 	}
@@ -326,6 +316,17 @@ func (c *cloud) wantIn(kind, when string) {
 	if len(rules) == 0 || kind == "cephx" && len(c.keys.keys) != 1 || len(c.left()) == 0 {
 		c.t.Errorf("%s: rules %v, %d keys, entries %v", when, rules, len(c.keys.keys), c.left())
 	}
+}
+
+// wantInAndOut has b let one node in, and wants that to do it, and its end to leave nothing.
+func (c *cloud) wantInAndOut(b *Backend, kind, when string) {
+	c.t.Helper()
+	ok[*backend.Export](c.t)(b.Grant(c.t.Context(), "one", node1, false))
+	c.wantIn(kind, when+": let in afterwards")
+	if err := c.open().Revoke(c.t.Context(), "one", node1.Name); err != nil {
+		c.t.Error(err)
+	}
+	c.wantNothing(when)
 }
 
 func (c *cloud) wantNothing(when string) {

@@ -237,6 +237,20 @@ func TestNoReaders(t *testing.T) {
 	if n := asked.Load(); n != 1 {
 		t.Errorf("a rule that only reads was asked for %d times", n)
 	}
+
+	c = newCloud(t, fakemanila.Options{Delay: slow, Refuse: func(to, _ string) string { // the client, at any level
+		if to == "192.0.2.1" {
+			return noSuchLevel
+		}
+		return ""
+	}})
+	b = c.open()
+	c.served(b)
+	if _, err := b.Grant(t.Context(), "one", node1, true); !errors.Is(err, backend.ErrUnsupported) {
+		t.Errorf("a client that cannot be let in: %v", err)
+	}
+	ok[*backend.Export](t)(b.Grant(t.Context(), "one", node2, true))
+	c.wantRules(map[string]string{"192.0.2.2": "ro active"})
 }
 
 // TestKilledGrant: what a Grant has left that was killed beside an Unexport, long ago, goes

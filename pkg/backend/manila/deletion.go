@@ -123,7 +123,7 @@ func (b *Backend) removeShare(ctx context.Context, s *share) error {
 	if err := b.dropKeysOf(ctx, s); err != nil {
 		return err
 	}
-	if err := b.removeUsed(ctx, s); err != nil {
+	if err := b.awaitRemoval(ctx, s); err != nil {
 		return err
 	}
 	return b.dropKeysOf(ctx, s)
@@ -146,8 +146,8 @@ func (b *Backend) dropKeysOf(ctx context.Context, s *share) error {
 	return nil
 }
 
-// removeUsed is removeShare without the keys.
-func (b *Backend) removeUsed(ctx context.Context, s *share) error {
+// awaitRemoval has Manila delete a share, and waits until it is gone.
+func (b *Backend) awaitRemoval(ctx context.Context, s *share) error {
 	id, path := s.ID, "shares/"+s.ID
 	if s.Group != "" { // Manila wants to be told that one knows
 		path += "?share_group_id=" + url.QueryEscape(s.Group)

@@ -358,23 +358,23 @@ func (b *Backend) letGo(ctx context.Context, id, consumer string, ended []hold) 
 			return err
 		}
 	}
-	return b.dropOldEnds(ctx, s)
+	return b.tidy(ctx, s)
 }
 
 const (
 	// endAge is how old what has ended something is when no request can be under way
 	// any more that has read that before, and brings it back.
 	endAge = 5 * time.Minute
-	// mostEnds is how many of them one call drops.
-	mostEnds = 8
+	// mostOld is how many old entries one call drops.
+	mostOld = 8
 )
 
-// dropOldEnds drops what has ended something that is gone for good, and what has come
-// back although it had ended, or is of a process that was killed.
-func (b *Backend) dropOldEnds(ctx context.Context, s *share) error {
+// tidy drops what has ended something that is gone for good, and what has come back
+// although it had ended, or is of a process that was killed.
+func (b *Backend) tidy(ctx context.Context, s *share) error {
 	before := b.o.Now().Add(-endAge)
-	old := s.oldEnds(before)
-	for _, key := range old[:min(len(old), mostEnds)] {
+	old := s.oldEntries(before)
+	for _, key := range old[:min(len(old), mostOld)] {
 		if err := b.dropMetadata(ctx, "shares/"+s.ID, key); err != nil {
 			return err
 		}
@@ -383,12 +383,12 @@ func (b *Backend) dropOldEnds(ctx context.Context, s *share) error {
 	return b.revoke(ctx, s, func(g grant) bool { return !g.ended && g.since.Before(before) && s.holdOf(g.consumer).name == "" })
 }
 
-// oldEnds are the keys of what has ended before a time and is there all the same, but
+// oldEntries are the keys of what has ended before a time and is there all the same, but
 // for holds that an Unexport has to finish; of marks that were made before that time;
 // and of what has ended things that are gone.
-func (s *share) oldEnds(before time.Time) (keys []string) {
+func (s *share) oldEntries(before time.Time) (keys []string) {
 	there := map[string]bool{}
-	for key := range s.Metadata {
+	for key, value := range s.Metadata {
 		i := slices.IndexFunc(namedEntries, func(prefix string) bool { return strings.HasPrefix(key, prefix) })
 		if i < 0 {
 			continue
@@ -396,7 +396,7 @@ func (s *share) oldEnds(before time.Time) (keys []string) {
 		name := nameOf(key)
 		end, withdrawn := s.ended(name)
 		switch prefix := namedEntries[i]; {
-		case (prefix == prefixDeleting || prefix == prefixLeaving) && s.since(key).Before(before):
+		case (prefix == prefixDeleting || prefix == prefixLeaving) && sinceOf(value).Before(before):
 			keys = append(keys, key)
 		case end.IsZero():
 			continue
@@ -421,9 +421,9 @@ var namedEntries = []string{prefixHold, prefixGrant, prefixLeaving, prefixDeleti
 // nameOf is the name of an entry by its key.
 func nameOf(key string) string { return key[strings.LastIndex(key, ".")+1:] }
 
-// since is the time that the value of a mark begins with; zero if there is none.
-func (s *share) since(key string) time.Time {
-	text, _, _ := strings.Cut(s.Metadata[key], " ")
+// sinceOf is the time that the value of a grant or a mark begins with; zero if there is none.
+func sinceOf(value string) time.Time {
+	text, _, _ := strings.Cut(value, " ")
 	at, _ := time.Parse(time.RFC3339, text)
 	return at
 }
@@ -434,6 +434,6 @@ func (s *share) atWork(mark string, after time.Time) bool {
 	if end, _ := s.ended(nameOf(mark)); !end.IsZero() {
 		return false
 	}
-	at := s.since(mark)
+	at := sinceOf(s.Metadata[mark])
 	return at.IsZero() || at.After(after)
 }

@@ -155,13 +155,12 @@ func (b *Backend) serve(ctx context.Context, at side, needed, wanted, asked []ac
 }
 
 // allow makes a rule, or finds it, and waits until it is in effect, and until the
-// key that goes with it is in the store; made says which. asked says that it was asked for
-// a moment ago.
-// A rule of ours that Manila could not apply goes, as it may block others, and
-// its reason is told.
+// key that goes with it is in the store; made says which. asked says that it was asked
+// for a moment ago. A rule of ours that Manila could not apply goes, as it may block
+// others, and its reason is told.
 func (b *Backend) allow(ctx context.Context, at side, a access, asked bool) (made bool, err error) {
 	kind, to := at.kind, a.to
-	begun := b.o.Now()
+	begun, readless := b.o.Now(), false
 	p := pause{b: b, kind: "rule"}
 	rest := func() error {
 		if err := p.sleep(ctx); err != nil {
@@ -211,8 +210,7 @@ func (b *Backend) allow(ctx context.Context, at side, a access, asked bool) (mad
 			if strings.TrimSpace(told.Detail) != noSuchLevel || a.level != "ro" {
 				return made, reason
 			}
-			b.readless.add(at.typeName)
-			a.level, asked = "rw", false // the node mounts it read-only all the same
+			a.level, asked, readless = "rw", false, !at.snapshot // the node mounts it read-only all the same
 			continue
 		case low && !b.madeByUs(at, r):
 			return made, &refusedRule{fmt.Errorf("%w: %s is let in to read only, by a rule that is not ours", backend.ErrConflict, to)}
@@ -229,7 +227,9 @@ func (b *Backend) allow(ctx context.Context, at side, a access, asked bool) (mad
 			asked = false
 			continue
 		case r.State == "active" && (kind != "cephx" || r.Key != ""):
-			p.ended()
+			if p.ended(); readless { // and it was the level that was refused, not the client
+				b.readless.add(at.typeName)
+			}
 			if kind != "cephx" {
 				return made, nil
 			}

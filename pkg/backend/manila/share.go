@@ -183,7 +183,7 @@ func (b *Backend) likeSource(ctx context.Context, req backend.CreateShareRequest
 	// A clone that is asked for larger than its snapshot comes out with the
 	// snapshot's quota: it is extended afterwards (seen on CephFS, 2025.1).
 	ask["size"], ask["snapshot_id"], ask["share_proto"], ask["share_type"] = source.Size, source.ID, parent.Protocol, parent.TypeName
-	for _, name := range []string{"access", "snapshotDirectory", "cephfs-mounter"} {
+	for _, name := range []string{"access", "exportNetworks", "snapshotDirectory", "cephfs-mounter"} {
 		if _, ok := keep[name]; !ok && parent.class(name) != "" {
 			keep[name] = parent.class(name)
 		}

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/http"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -603,13 +602,7 @@ func TestTokens(t *testing.T) {
 	o := c.options()
 	o.Cloud = "app"
 	ok[*Backend](t)(Open(t.Context(), o))
-	text, err := os.ReadFile(c.file)
-	if err == nil {
-		err = os.WriteFile(c.file, []byte(strings.ReplaceAll(string(text), fakemanila.Password, "wrong")), 0o600)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	c.rewrite(fakemanila.Password, "wrong")
 	if _, err := Open(t.Context(), c.options()); !errors.Is(err, backend.ErrAuth) || strings.Contains(err.Error(), "wrong") {
 		t.Errorf("a wrong password: %v", err)
 	}
@@ -960,6 +953,15 @@ func TestParameters(t *testing.T) {
 	x = ok[*backend.Export](t)(b.Export(t.Context(), backend.Target{ShareID: many.ID}, "three"))
 	if want := []string{"198.51.100.9:/x", "198.51.100.7:/x", "[2001:db8::9]:/x", "192.0.2.9:/x", "nas.example.org:/x"}; !slices.Equal(x.Locations, want) {
 		t.Errorf("locations %q, want %q", x.Locations, want)
+	}
+	clone := request("clone")
+	clone.FromSnapshot = ok[*backend.Snapshot](t)(b.CreateSnapshot(t.Context(), backend.CreateSnapshotRequest{Name: "near", ShareID: many.ID})).ID
+	copied, err := b.getShare(t.Context(), ok[*backend.Share](t)(b.CreateShare(t.Context(), clone)).ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := copied.class("exportNetworks"); got != near.Parameters["exportNetworks"] {
+		t.Errorf("a clone has the networks %q", got)
 	}
 	near.Parameters["exportNetworks"] = "198.51.100.7/24"
 	if _, err := b.CreateShare(t.Context(), near); err != nil { // it is there
